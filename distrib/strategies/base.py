@@ -1,0 +1,72 @@
+"""The seam between training and parallelism: one optimizer step.
+
+The contract, held by one parametrized test module for every strategy:
+
+- ``__init__`` is pure: it keeps its arguments. `Strategy.setup` raises `ConfigError` or
+  `MissingDependencyError` before the first collective.
+- `Strategy.train_step` is exactly one update, clipped by the norm of the global gradient, and
+  leaves no gradient behind. It does not wait for the device between microbatches.
+- Ranks that share a data shard are given identical batches; `Strategy.reduce` counts each
+  shard once.
+- ``train_step``, ``reduce``, ``save`` and ``load`` may be collective, so every rank calls them.
+- Every rank is given at least one microbatch; where a shard has none left, it is a ghost.
+
+A strategy's own file imports torch and its engine inside methods: the process that composes
+the configuration reads the constructor and must not pay for either.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from distrib.checkpoint import StateReader, StateWriter
+    from distrib.core import Batch, DataShard, Job, StepResult
+    from distrib.world import World
+
+T = TypeVar("T")
+
+
+class Strategy(ABC):
+    """Performs optimizer steps: decides where microbatches run and how their gradients meet."""
+
+    @abstractmethod
+    def setup(self, job: Job, world: World) -> None:
+        """Builds, shards and wraps the model and its optimizer on ``world.device``."""
+
+    @property
+    @abstractmethod
+    def shard(self) -> DataShard:
+        """Which microbatches of every global batch this rank runs. Valid after `setup`."""
+
+    @abstractmethod
+    def train_step(self, microbatches: Sequence[Batch], step: int) -> StepResult:
+        """One update from this rank's microbatches of global batch ``step``."""
+
+    @abstractmethod
+    def eval_step(self, batch: Batch) -> Mapping[str, Tensor]:
+        """The task's sums over one batch, with dropout off and without gradients."""
+
+    @abstractmethod
+    def reduce(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Adds up sums over all data shards: same names and shapes everywhere, float64 on the CPU."""
+
+    @abstractmethod
+    def save(self, writer: StateWriter) -> None:
+        """Hands weights and optimizer state to ``writer``: plain names, full tensors, one at a time."""
+
+    @abstractmethod
+    def load(self, reader: StateReader) -> None:
+        """Takes weights and optimizer state from ``reader``, reading only what this rank holds."""
+
+    def run(self, body: Callable[[], T]) -> T | None:
+        """Runs the training loop; a server serves here instead, an elastic engine retries."""
+        return body()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees what `setup` took. May be called twice, and after a failed `setup`."""

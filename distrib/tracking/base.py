@@ -1,0 +1,69 @@
+"""Where a run's numbers go. Only rank 0 has trackers; the other ranks get `NullTracker`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from distrib.tasks.base import Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """What a tracker may want to know before the first step."""
+
+    name: str
+    """The experiment, as ``news``."""
+    run_dir: Path
+    config: Mapping[str, Any]
+    """The resolved configuration, as written to ``config.yaml``."""
+    num_steps: int
+    first_step: int
+    """0, or the number of steps done before this run was resumed."""
+    world_size: int
+    strategy: str
+    """The strategy's config name, for people to read."""
+    num_parameters: int
+    steps_per_epoch: int
+    notes: Mapping[str, int | str]
+    """What the data counted: examples, duplicates removed, …"""
+
+
+class Tracker(Protocol):
+    """Takes a run's numbers. Every method returns at once and never raises for a lost network."""
+
+    def start(self, info: RunInfo) -> None:
+        """Called once, before the first step."""
+
+    def step(self, record: Mapping[str, float]) -> None:
+        """One optimizer step: ``step, loss, grad_norm, lr, examples, tokens, seconds, memory``.
+
+        ``step`` counts finished steps (the first is 1), ``seconds`` is that step's wall time,
+        ``memory`` the largest peak resident (or device) memory of any rank so far, in bytes.
+        """
+
+    def evaluation(self, step: int, report: Report) -> None:
+        """Held-out numbers after ``step`` steps."""
+
+    def notice(self, text: str) -> None:
+        """Something the user should see: a skipped step, a checkpoint that was passed over."""
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """The run ended well; ``summary`` is what ``summary.json`` holds."""
+
+    def close(self) -> None:
+        """Always called last, also after an error."""
+
+
+class NullTracker:
+    """Takes everything and does nothing: what every rank but 0 is given."""
+
+    def start(self, info: RunInfo) -> None: ...
+    def step(self, record: Mapping[str, float]) -> None: ...
+    def evaluation(self, step: int, report: Report) -> None: ...
+    def notice(self, text: str) -> None: ...
+    def finish(self, summary: Mapping[str, Any]) -> None: ...
+    def close(self) -> None: ...
