@@ -32,7 +32,7 @@ LIBRARY_VARIABLES = ("PYTEST_", "KMP_", "TORCH", "TRITON_", "WANDB_", "TF_", "GR
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Encoded data goes to a folder of this test run, so that the user's cache is neither read nor written."""
+    """Encoded data goes to a folder of this test run: the user's cache is neither read nor written."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -74,7 +74,8 @@ def is_at_work(process: psutil.Process) -> bool:
     """Whether it still runs (a zombie does not) and is none of the standard library's helpers."""
     try:
         command = " ".join(process.cmdline())
-        return process.status() != psutil.STATUS_ZOMBIE and not any(part in command for part in LASTING_PROCESSES)
+        helper = any(name in command for name in LASTING_PROCESSES)
+        return not helper and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

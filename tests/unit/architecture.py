@@ -136,7 +136,7 @@ def undocumented(source: Source) -> list[str]:
     """Public modules, classes and functions without a docstring."""
     if any(part.startswith("_") and part != "__main__" for part in source.name.split(".")):
         return []
-    found = [] if ast.get_docstring(source.tree) else [f"{source.name} has no docstring"]
+    found = [] if ast.get_docstring(source.tree) or not source.tree.body else [f"{source.name} has no docstring"]
     return found + [
         f"{source.name}.{node.name} has no docstring"
         for node in source.tree.body
