@@ -49,10 +49,10 @@ def imports(source: Source) -> list[Import]:
                 for name in _imported_names(node)
             )
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            for child in node.body:
-                visit(child, True, inside_function)
-            for child in node.orelse:
-                visit(child, types_only, inside_function)
+            for statement in node.body:
+                visit(statement, True, inside_function)
+            for statement in node.orelse:
+                visit(statement, types_only, inside_function)
         else:
             is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
             for child in ast.iter_child_nodes(node):
@@ -136,7 +136,8 @@ def undocumented(source: Source) -> list[str]:
     """Public modules, classes and functions without a docstring."""
     if any(part.startswith("_") and part != "__main__" for part in source.name.split(".")):
         return []
-    found = [] if ast.get_docstring(source.tree) or not source.tree.body else [f"{source.name} has no docstring"]
+    is_silent = source.tree.body and not ast.get_docstring(source.tree)
+    found = [f"{source.name} has no docstring"] if is_silent else []
     return found + [
         f"{source.name}.{node.name} has no docstring"
         for node in source.tree.body
