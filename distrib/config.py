@@ -30,11 +30,12 @@ __all__ = [
     "TimeoutsConfig",
     "TrainConfig",
     "build",
-    "changes",
     "digest",
     "dump",
     "flatten",
+    "from_dict",
     "load",
+    "read_yaml",
     "to_dict",
 ]
 
@@ -145,7 +146,12 @@ def load(path: str | os.PathLike[str]) -> RunConfig:
     file = Path(path)
     if file.is_dir():
         file = file / "config.yaml"
-    return _section(RunConfig, read_yaml(file), prefix="", file=file)
+    return from_dict(read_yaml(file), source=str(file))
+
+
+def from_dict(values: Mapping[str, Any], *, source: str = "the configuration") -> RunConfig:
+    """The opposite of `to_dict`. Raises `ConfigError` for a key that does not exist, naming ``source``."""
+    return _section(RunConfig, values, prefix="", source=source)
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -187,23 +193,6 @@ def flatten(config: RunConfig) -> dict[str, Any]:
     return dict(_flatten(to_dict(config), prefix=""))
 
 
-DEFINING = ("seed", "precision", "model", "task", "data", "optimizer", "schedule") + tuple(
-    f"train.{name}" for name in ("steps", "epochs", "global_batch_size", "max_grad_norm", "group_by_length")
-)
-"""What defines a run's numbers; every other key is an execution detail (DESIGN: the promise)."""
-
-
-def changes(before: RunConfig, after: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """The settings that define a run and differ: ``{dotted key: (before, after)}``."""
-    old, new = flatten(before), flatten(after)
-    return {
-        key: (old.get(key), new.get(key))
-        for key in dict.fromkeys([*old, *new])
-        if old.get(key) != new.get(key)
-        and any(key == name or key.startswith(f"{name}.") for name in DEFINING)
-    }
-
-
 def _flatten(values: Mapping[str, Any], *, prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, dict) and value:
@@ -212,20 +201,19 @@ def _flatten(values: Mapping[str, Any], *, prefix: str) -> Iterator[tuple[str, A
             yield f"{prefix}{name}", value
 
 
-def _section(cls: type[T], values: Mapping[str, Any], *, prefix: str, file: Path) -> T:
+def _section(cls: type[T], values: Mapping[str, Any], *, prefix: str, source: str) -> T:
     hints = get_type_hints(cls)
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     arguments = {}
     for name, value in values.items():
         if name not in known:
-            raise ConfigError(
-                f"{prefix}{name}", value, f"{file} holds a key that does not exist; {did_you_mean(name, known)}"
-            )
-        arguments[name] = _value(hints[name], value, prefix=f"{prefix}{name}.", file=file)
+            near = did_you_mean(name, known)
+            raise ConfigError(f"{prefix}{name}", value, f"{source} holds a key that does not exist; {near}")
+        arguments[name] = _value(hints[name], value, prefix=f"{prefix}{name}.", source=source)
     return cls(**arguments)
 
 
-def _value(hint: Any, value: Any, *, prefix: str, file: Path) -> Any:
+def _value(hint: Any, value: Any, *, prefix: str, source: str) -> Any:
     if isinstance(hint, type) and is_dataclass(hint):
-        return _section(hint, value or {}, prefix=prefix, file=file)
+        return _section(hint, value or {}, prefix=prefix, source=source)
     return tuple(value) if isinstance(value, list) else value

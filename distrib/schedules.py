@@ -24,7 +24,7 @@ class Schedule(ABC):
         self.warmup = warmup
 
     def factor(self, step: int, num_steps: int) -> float:
-        """What the peak rate is multiplied by at ``step``. Raises `ConfigError` where the parts do not fit."""
+        """What the peak rate is multiplied by at ``step``. Raises `ConfigError` for parts that do not fit."""
         warmup = _span("warmup", self.warmup, num_steps)
         if step < warmup:
             return (step + 1) / warmup
@@ -65,7 +65,10 @@ class Cosine(Schedule):
 
 
 class WarmupStableDecay(Schedule):
-    """Stays at the peak and falls in a straight line over the last ``decay`` (Hu et al. 2024, arXiv:2404.06395)."""
+    """Stays at the peak, then falls in a straight line over the last ``decay``.
+
+    Source: Hu et al. 2024, arXiv:2404.06395.
+    """
 
     def __init__(self, *, warmup: int | float = 0, decay: int | float = 0.1, final: float = 0.0) -> None:
         super().__init__(warmup=warmup)
@@ -76,7 +79,8 @@ class WarmupStableDecay(Schedule):
     def factor(self, step: int, num_steps: int) -> float:
         decay = _span("decay", self.decay, num_steps)
         if decay + _span("warmup", self.warmup, num_steps) > num_steps:
-            raise ConfigError("schedule.decay", self.decay, f"warmup and decay together exceed {num_steps} steps")
+            remedy = f"warmup and decay together exceed the run of {num_steps} steps"
+            raise ConfigError("schedule.decay", self.decay, remedy)
         into_decay = step - (num_steps - decay)
         if into_decay < 0:
             return super().factor(step, num_steps)
@@ -88,7 +92,7 @@ class WarmupStableDecay(Schedule):
 
 def _check_span(name: str, value: int | float) -> None:
     if value < 0 or (value >= 1 and value != int(value)):
-        raise ConfigError(f"schedule.{name}", value, "give whole steps (100) or a share of all steps below 1 (0.1)")
+        raise ConfigError(f"schedule.{name}", value, "give whole steps (100) or a share below 1 (0.1)")
 
 
 def _check_final(value: float) -> float:

@@ -40,7 +40,8 @@ def build(target: Target, *, key: str, plugins: Sequence[str]) -> Any:
     except DistribError:
         raise
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{key}._target_", target["_target_"], f"its constructor refuses: {error}") from error
+        remedy = f"its constructor refuses these arguments: {error}"
+        raise ConfigError(f"{key}._target_", target["_target_"], remedy) from error
 
 
 def locate(target: Mapping[str, Any], *, key: str, plugins: Sequence[str]) -> type:
@@ -69,7 +70,7 @@ def _build_nested(value: Any, *, key: str, plugins: Sequence[str]) -> Any:
     if isinstance(value, Mapping):
         if "_target_" in value:
             return build(dict(value), key=key, plugins=plugins)
-        return {name: _build_nested(item, key=f"{key}.{name}", plugins=plugins) for name, item in value.items()}
+        return {k: _build_nested(item, key=f"{key}.{k}", plugins=plugins) for k, item in value.items()}
     if isinstance(value, list | tuple):
         items = [_build_nested(item, key=f"{key}[{i}]", plugins=plugins) for i, item in enumerate(value)]
         return items if isinstance(value, list) else tuple(items)
@@ -94,6 +95,5 @@ def _import(module: str, path: str, *, key: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ConfigError(
-            f"{key}._target_", path, f"cannot be imported ({error}); is its package installed, or on PYTHONPATH?"
-        ) from error
+        remedy = f"cannot be imported ({error}); is its package installed, or on PYTHONPATH?"
+        raise ConfigError(f"{key}._target_", path, remedy) from error
