@@ -33,7 +33,13 @@ class RunInfo:
 
 
 class Tracker(Protocol):
-    """Takes a run's numbers. Every method returns at once and never raises for a lost network."""
+    """Takes a run's numbers. Every method returns at once and never raises for a lost network.
+
+    The constructor is pure: it keeps its arguments, and the modules here import light.
+    """
+
+    def check(self) -> None:
+        """Raises `MissingDependencyError` where a package is missing. Called before ranks meet."""
 
     def start(self, info: RunInfo) -> None:
         """Called once, before the first step."""
@@ -61,6 +67,7 @@ class Tracker(Protocol):
 class NullTracker:
     """Takes everything and does nothing: what every rank but 0 is given."""
 
+    def check(self) -> None: ...
     def start(self, info: RunInfo) -> None: ...
     def step(self, record: Mapping[str, float]) -> None: ...
     def evaluation(self, step: int, report: Report) -> None: ...
