@@ -22,6 +22,8 @@ class World:
     master_address: str | None = None
     """Where the ranks meet; None where there is only one."""
     master_port: int | None = None
+    collective_timeout: float = 600.0
+    """Seconds that one collective operation may take before the rank gives up."""
     store: Any = field(default=None, repr=False, compare=False)
     """The key-value store the ranks met at (`distrib.rendezvous.meet`); None before that."""
 

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from distrib.checkpoint import StateReader, StateWriter
     from distrib.core import Batch, DataShard, Job, StepResult
+    from distrib.state import StateReader, StateWriter
     from distrib.world import World
 
 T = TypeVar("T")

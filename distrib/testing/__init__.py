@@ -1,0 +1,1 @@
+"""What tests of strategies need, shipped because strategies may live in other packages."""

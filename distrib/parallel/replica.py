@@ -1,0 +1,83 @@
+"""A rank that holds the whole model: what strategies with replicated weights are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from distrib.core import Batch, Job, StepResult
+from distrib.parallel.accumulate import Context, accumulate
+from distrib.parallel.precision import LossScale, autocast
+from distrib.parallel.state import load_replica, save_replica
+from distrib.parallel.update import clip_and_update
+from distrib.state import StateReader, StateWriter
+
+
+class Replica:
+    """The model, its optimizer and the arithmetic of one step, on one device."""
+
+    def __init__(self, job: Job, *, device: str) -> None:
+        self.job = job
+        self.device = torch.device(device)
+        self.forward_context = autocast(job.precision, self.device)
+        self.module: nn.Module = job.build_model().to(self.device)
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.optimizer = job.build_optimizer(
+            (name, p) for name, p in self.module.named_parameters() if p.requires_grad
+        )
+        self.scale = LossScale(dynamic=job.precision == "fp16")
+
+    def train_step(
+        self,
+        microbatches: Sequence[Batch],
+        step: int,
+        *,
+        module: nn.Module | None = None,
+        hold_sync: Context = nullcontext,
+        factor: float = 1.0,
+    ) -> StepResult:
+        """One optimizer step; ``module`` is the wrapped model where something wraps it."""
+        loss = accumulate(
+            self.module if module is None else module,
+            microbatches,
+            job=self.job,
+            step=step,
+            device=self.device,
+            forward_context=self.forward_context,
+            hold_sync=hold_sync,
+            factor=factor * self.scale.value,
+        )
+        norm, updated = clip_and_update(
+            self.optimizer,
+            self.parameters,
+            lr=self.job.lr(step),
+            max_grad_norm=self.job.max_grad_norm,
+            loss_scale=self.scale.value,
+        )
+        self.scale.update(finite=updated)
+        return StepResult(loss=loss, grad_norm=norm, updated=updated)
+
+    def eval_step(self, batch: Batch) -> Mapping[str, Tensor]:
+        """The task's sums over one batch."""
+        self.module.eval()
+        try:
+            with torch.inference_mode(), self.forward_context():
+                return self.job.evaluate(self.module, batch.tensors)
+        finally:
+            self.module.train()
+
+    def save(self, writer: StateWriter) -> None:
+        """Hands over weights, optimizer state and, under fp16, the loss scale."""
+        save_replica(writer, self.module, self.optimizer)
+        if self.scale.dynamic:
+            writer.note("loss_scale", {"value": self.scale.value, "good_steps": self.scale.good_steps})
+
+    def load(self, reader: StateReader) -> None:
+        """Takes what `save` handed over."""
+        load_replica(reader, self.module, self.optimizer)
+        saved = reader.note("loss_scale")
+        if self.scale.dynamic and saved is not None:
+            self.scale.value, self.scale.good_steps = float(saved["value"]), int(saved["good_steps"])

@@ -1,0 +1,72 @@
+"""Weights and optimizer state of a whole model under their plain names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from distrib.state import Entry, StateReader, StateWriter
+
+
+def named_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by plain name; a tied one once, by its first name."""
+    weights: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            weights[name] = tensor
+    return weights
+
+
+def optimizer_slots(module: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """``<parameter name>/<slot>`` and its tensor, in the model's order."""
+    for name, parameter in module.named_parameters():
+        for slot, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                yield f"{name}/{slot}", value
+
+
+def entry(name: str, tensor: Tensor) -> Entry:
+    """An entry for a tensor that this rank holds whole."""
+    return Entry(name=name, shape=tensor.shape, dtype=tensor.dtype, read=partial(_identity, tensor))
+
+
+def _identity(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def save_replica(writer: StateWriter, module: nn.Module, optimizer: Optimizer) -> None:
+    """Hands over a model that every rank holds whole, and its optimizer's state."""
+    writer.write("model", [entry(name, tensor) for name, tensor in named_weights(module).items()])
+    writer.write("optimizer", [entry(name, value) for name, value in optimizer_slots(module, optimizer)])
+
+
+def load_replica(reader: StateReader, module: nn.Module, optimizer: Optimizer) -> None:
+    """Copies a checkpoint's weights and optimizer state into place, one tensor at a time.
+
+    Raises `CheckpointError` when the checkpoint is of another model.
+    """
+    weights = named_weights(module)
+    reader.check_model({name: tensor.shape for name, tensor in weights.items()})
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            tensor.copy_(reader.read("model", name))
+    load_optimizer(reader, module, optimizer)
+
+
+def load_optimizer(reader: StateReader, module: nn.Module, optimizer: Optimizer) -> None:
+    """Fills the optimizer's slots; `Optimizer.load_state_dict` puts each on its parameter's device."""
+    slots: dict[str, dict[str, Tensor]] = {}
+    for full_name in reader.names("optimizer"):
+        name, slot = full_name.rsplit("/", 1)
+        slots.setdefault(name, {})[slot] = reader.read("optimizer", full_name).clone()
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    ordered = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    state = optimizer.state_dict()
+    state["state"] = {number: slots[name] for number, name in enumerate(ordered) if name in slots}
+    optimizer.load_state_dict(state)

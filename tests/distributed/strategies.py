@@ -1,0 +1,23 @@
+"""The strategies held to the contract. A later one joins by a line here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distrib.config import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A strategy, the world sizes it is tried at and the precisions its engine takes."""
+
+    name: str
+    target: Target
+    sizes: tuple[int, ...] = (1, 2, 3, 4)
+    precisions: tuple[str, ...] = ("fp64", "fp32")
+
+
+CANDIDATES = [
+    Candidate(name="single", target={"_target_": "distrib.strategies.single.Single"}, sizes=(1,)),
+    Candidate(name="ddp", target={"_target_": "distrib.strategies.ddp.DDP"}),
+]

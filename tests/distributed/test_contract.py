@@ -1,0 +1,158 @@
+"""What every strategy promises, on real processes: the one-process trajectory whatever runs where."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+from strategies import CANDIDATES, Candidate
+
+from distrib.testing.proof import Proof, Trajectory, initial_weights, largest_difference, train
+from distrib.testing.workers import Workers
+from distrib.world import World
+
+REFERENCE = {"_target_": "distrib.strategies.single.Single"}
+LOSS_BOUND = {"fp64": 1e-9, "fp32": 1e-5}
+WEIGHT_BOUND = {"fp64": 1e-9, "fp32": 5e-4}
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@lru_cache
+def reference(proof: Proof) -> Trajectory:
+    """The one-process run, in this process."""
+    return train(World(), proof)
+
+
+def hashable(proof: Proof) -> Proof:
+    return dataclasses.replace(proof, strategy=FrozenTarget(REFERENCE), first_step=0, load_from=None, save_to=None)
+
+
+class FrozenTarget(dict[str, object]):
+    """A target that can key a cache."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted(self.items())))
+
+
+def assert_same(ours: list[Trajectory], proof: Proof) -> None:
+    theirs = reference(hashable(proof))
+    bound = LOSS_BOUND[proof.precision]
+    first = proof.first_step
+    for rank in ours:
+        assert rank.losses == pytest.approx(theirs.losses[first:], abs=bound, rel=0)
+        assert rank.grad_norms == pytest.approx(theirs.grad_norms[first:], abs=10 * bound, rel=0)
+    difference, name = largest_difference(ours[0].weights, theirs.weights)
+    assert difference <= WEIGHT_BOUND[proof.precision], f"{name} differs by {difference}"
+    assert ours[0].sums["targets"] == theirs.sums["targets"]
+    assert ours[0].sums["right"] == theirs.sums["right"]
+
+
+def cases() -> list[object]:
+    return [
+        pytest.param(candidate, size, microbatch, precision, id=f"{candidate.name}-{size}-{microbatch}-{precision}")
+        for candidate in CANDIDATES
+        for size in candidate.sizes
+        for microbatch in (1, 4, 8)
+        for precision in candidate.precisions
+    ]
+
+
+@pytest.mark.parametrize(("candidate", "size", "microbatch", "precision"), cases())
+def test_trajectory(workers: Workers, candidate: Candidate, size: int, microbatch: int, precision: str) -> None:
+    """20 AdamW steps with dropout, clipping and uneven microbatches equal one process."""
+    proof = Proof(strategy=candidate.target, microbatch_size=microbatch, precision=precision)
+    assert_same(workers.run(train, proof, size=size), proof)
+
+
+@pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
+def test_microbatch_size_changes_nothing_without_dropout(workers: Workers, candidate: Candidate) -> None:
+    """Without dropout every microbatch size gives one trajectory, also one that leaves ranks idle."""
+    whole = Proof(strategy=candidate.target, microbatch_size=10, dropout=0.0)
+    for microbatch in (1, 3, 8):
+        ours = workers.run(train, dataclasses.replace(whole, microbatch_size=microbatch), size=max(candidate.sizes))
+        assert_same(ours, whole)
+
+
+@pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
+def test_momentum_sgd(workers: Workers, candidate: Candidate) -> None:
+    """The promise does not depend on the optimizer: SGD would show a gradient scaled wrongly."""
+    proof = Proof(strategy=candidate.target, momentum_sgd=True, max_grad_norm=None, lr=0.1)
+    assert_same(workers.run(train, proof, size=max(candidate.sizes)), proof)
+
+
+@pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+def test_resume_at_another_world_size(workers: Workers, tmp_path: Path, candidate: Candidate, precision: str) -> None:
+    """Seven steps, a checkpoint, and the rest at another size equal an unbroken run."""
+    proof = Proof(strategy=candidate.target, precision=precision)
+    sizes = candidate.sizes
+    for number, (before, after) in enumerate(zip(sizes, sizes[1:] + sizes[:1], strict=True)):
+        saved = tmp_path / str(number)
+        saved.mkdir()
+        head = dataclasses.replace(proof, steps=7, save_to=str(saved))
+        workers.run(train, head, size=before)
+        tail = dataclasses.replace(proof, first_step=7, load_from=str(saved))
+        assert_same(workers.run(train, tail, size=after), tail)
+
+
+@pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
+def test_checkpoint_moves_to_another_strategy(workers: Workers, tmp_path: Path, candidate: Candidate) -> None:
+    """What one strategy saves every other goes on from."""
+    proof = Proof(strategy=candidate.target)
+    workers.run(train, dataclasses.replace(proof, steps=7, save_to=str(tmp_path)), size=max(candidate.sizes))
+    for other in CANDIDATES:
+        tail = dataclasses.replace(proof, strategy=other.target, first_step=7, load_from=str(tmp_path))
+        assert_same(workers.run(train, tail, size=max(other.sizes)), tail)
+
+
+@pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
+def test_nan_on_one_rank_skips_the_step_on_all(workers: Workers, candidate: Candidate) -> None:
+    """A loss that is NaN on one rank leaves every rank's weights as they were, and training goes on."""
+    size = max(candidate.sizes)
+    proof = Proof(strategy=candidate.target, microbatch_size=2, steps=1, nan_at=(0, size - 1))
+    for rank in workers.run(train, proof, size=size):
+        assert rank.updated == [False]
+        assert not math.isfinite(rank.grad_norms[0])
+        if rank.weights:
+            assert largest_difference(rank.weights, initial_weights(proof))[0] == 0.0
+    later = dataclasses.replace(proof, steps=3, nan_at=(1, size - 1))
+    ours = workers.run(train, later, size=size)
+    assert [rank.updated for rank in ours] == [[True, False, True]] * size
+    difference, _ = largest_difference(ours[0].weights, reference(hashable(later)).weights)
+    assert difference <= WEIGHT_BOUND["fp64"]
+
+
+def lifecycle(world: World, proof: Proof) -> tuple[bool, int, list[float]]:
+    """Close before setup, twice after; gradients left after a step; sums reduced."""
+    from distrib.targets import build
+    from distrib.testing.proof import global_batch, job_for
+
+    strategy = build(proof.strategy, key="strategy", plugins=())
+    strategy.close()
+    strategy.setup(job_for(proof), world)
+    before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+    everything = global_batch(proof, 0)
+    strategy.train_step(list(strategy.shard.take(everything)) or [everything[0].ghost()], 0)
+    import gc
+
+    gradients = sum(
+        1 for o in gc.get_objects() if isinstance(o, torch.nn.Parameter) and o.grad is not None and o.grad.any()
+    )
+    ones = strategy.reduce({"a": torch.ones(2), "b": torch.tensor(strategy.shard.index)})
+    strategy.close()
+    strategy.close()
+    return before == 0, gradients, [*ones["a"].tolist(), ones["b"].item()]
+
+
+@pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
+def test_lifecycle(workers: Workers, candidate: Candidate) -> None:
+    """A step leaves no gradient, reduce counts each shard once, close may be called at any time."""
+    size = max(candidate.sizes)
+    for _, gradients, sums in workers.run(lifecycle, Proof(strategy=candidate.target), size=size):
+        assert gradients == 0
+        assert sums == [size, size, size * (size - 1) / 2]
