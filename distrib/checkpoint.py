@@ -174,7 +174,10 @@ def manifest(folder: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     """A line for every file: digests the ranks left in their parts, computed for the others."""
     known: dict[str, dict[str, Any]] = {}
     for part in folder.glob(".written-*.json"):
-        known |= {file["path"]: {"size": file["size"], "sha256": file["sha256"]} for file in read_json(part)["files"]}
+        known |= {
+            file["path"]: {"size": file["size"], "sha256": file["sha256"]}
+            for file in read_json(part)["files"]
+        }
         part.unlink()
     for path in folder.rglob("*"):
         if path.is_file():

@@ -39,7 +39,9 @@ class Batch:
         For a rank that must take part in collectives but has nothing of its own to run.
         """
         labels = self.tensors["labels"]
-        return replace(self, tensors={**self.tensors, "labels": labels.new_full((), IGNORED).expand_as(labels)})
+        return replace(
+            self, tensors={**self.tensors, "labels": labels.new_full((), IGNORED).expand_as(labels)}
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

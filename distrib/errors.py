@@ -1,12 +1,12 @@
 """Everything distrib raises on purpose.
 
-    DistribError            anything distrib raises on purpose
-    ├── ConfigError         the configuration asks for something that cannot run
-    ├── MissingDependencyError   an optional package is not installed
-    ├── DataError           a file, row or label that cannot be used
-    ├── CheckpointError     a checkpoint that is damaged, absent or of another model
-    ├── TrainingError       training had to stop: numbers that are not finite
-    └── LaunchError         processes that did not start, meet or stay alive
+DistribError            anything distrib raises on purpose
+├── ConfigError         the configuration asks for something that cannot run
+├── MissingDependencyError   an optional package is not installed
+├── DataError           a file, row or label that cannot be used
+├── CheckpointError     a checkpoint that is damaged, absent or of another model
+├── TrainingError       training had to stop: numbers that are not finite
+└── LaunchError         processes that did not start, meet or stay alive
 """
 
 from __future__ import annotations

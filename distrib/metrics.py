@@ -14,7 +14,7 @@ from torch import Tensor
 from distrib.core import DataShard, StepResult
 
 if TYPE_CHECKING:
-    from distrib.data.loader import StepBatches
+    pass
 
 SYNC_SECONDS = 1.0
 """How old a logged number, and how late the answer to a signal, may be when steps are short."""
@@ -57,7 +57,12 @@ class Meter:
         now = time.perf_counter()
         self._steps.append(
             StepNumbers(
-                result=result, examples=examples, tokens=tokens, targets=targets, lr=lr, seconds=now - self._clock
+                result=result,
+                examples=examples,
+                tokens=tokens,
+                targets=targets,
+                lr=lr,
+                seconds=now - self._clock,
             )
         )
         self._clock = now

@@ -63,7 +63,9 @@ def prepare_module(module: nn.Module, *, train: TrainConfig) -> None:
     if train.activation_checkpointing:
         enable = getattr(module, "gradient_checkpointing_enable", None)
         if enable is None:
-            raise ConfigError("train.activation_checkpointing", True, f"{type(module).__name__} does not offer it")
+            raise ConfigError(
+                "train.activation_checkpointing", True, f"{type(module).__name__} does not offer it"
+            )
         enable({"use_reentrant": False})
     if train.compile:
         module.compile()

@@ -92,9 +92,13 @@ class StateWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(value))
 
-    def _write_index(self, section: str, entries: Sequence[Entry], *, owners: Sequence[int], total: int) -> None:
+    def _write_index(
+        self, section: str, entries: Sequence[Entry], *, owners: Sequence[int], total: int
+    ) -> None:
         count = max(owners) + 1
-        names = {entry.name: file_name(section, count, owner) for entry, owner in zip(entries, owners, strict=True)}
+        names = {
+            entry.name: file_name(section, count, owner) for entry, owner in zip(entries, owners, strict=True)
+        }
         index = {"metadata": {"total_size": total}, "weight_map": names}
         (self._folder / section / f"{section}.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
@@ -121,7 +125,7 @@ class StateReader:
                 file = safe_open(path, framework="pt")
             except SafetensorError as error:
                 raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
+            for name in file.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118 (not a mapping)
                 self._files[path.parent.name, name] = file
 
     def names(self, section: str) -> set[str]:
@@ -159,4 +163,6 @@ class StateReader:
                     f"{self.shape('model', name)} there and {tuple(shape)} here"
                 )
         if extra := sorted(saved - set(shapes)):
-            raise CheckpointError(f"{self.folder} is of another model: this one has no parameter '{extra[0]}'")
+            raise CheckpointError(
+                f"{self.folder} is of another model: this one has no parameter '{extra[0]}'"
+            )

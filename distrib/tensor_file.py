@@ -72,10 +72,12 @@ class TensorFileWriter:
         """Writes the next announced tensor. Raises ValueError when shape or dtype differ."""
         name, shape, dtype = self._pending.pop()
         if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype:
-            raise ValueError(f"{name}: announced {tuple(shape)} {dtype}, given {tuple(tensor.shape)} {tensor.dtype}")
+            raise ValueError(
+                f"{name}: announced {tuple(shape)} {dtype}, given {tuple(tensor.shape)} {tensor.dtype}"
+            )
         flat = tensor.detach().to("cpu").contiguous().reshape(-1)
         if flat.numel():
-            self._write(memoryview(flat.view(torch.uint8).numpy()))
+            self._write(flat.view(torch.uint8).numpy().data)
 
     @property
     def sha256(self) -> str:
@@ -84,7 +86,9 @@ class TensorFileWriter:
     def __enter__(self) -> TensorFileWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with self._file:
             if kind is None:
                 if self._pending:

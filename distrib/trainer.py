@@ -121,8 +121,10 @@ class Trainer:
 
     def between_steps_due(self, done: int) -> bool:
         """Whether anything but training happens after ``done`` steps."""
-        return done in (self.num_steps, self.config.stop_after) or self.cadence.due(done) or (
-            self.evaluation_due(done) or self.checkpointer.due(done)
+        return (
+            done in (self.num_steps, self.config.stop_after)
+            or self.cadence.due(done)
+            or (self.evaluation_due(done) or self.checkpointer.due(done))
         )
 
     def evaluation_due(self, done: int) -> bool:
@@ -168,8 +170,8 @@ class Trainer:
         self.tracker.notice(f"step {done} was skipped: the loss or the gradient was NaN or infinite")
         if self.totals.skipped_in_a_row >= self.config.max_skipped:
             raise TrainingError(
-                f"{self.totals.skipped_in_a_row} steps in a row (the last is step {done}) had a loss or gradient "
-                f"that was NaN or infinite (train.max_skipped={self.config.max_skipped}). "
+                f"{self.totals.skipped_in_a_row} steps in a row (the last is step {done}) had a NaN or infinite "
+                f"loss or gradient (train.max_skipped={self.config.max_skipped}). "
                 f"{self.checkpointer.last_good()} Lower optimizer.lr, or look at the data of these steps."
             )
 

@@ -40,6 +40,6 @@ def accumulate(
             detached = loss.detach()
             # 0 x NaN is NaN: a loss that is not finite spoils every gradient of this rank, so
             # the global norm tells all ranks alike without a message of its own.
-            loss.backward(detached * 0.0 + factor / batch.step_targets)
+            torch.autograd.backward(loss, detached * 0.0 + factor / batch.step_targets)
             losses.append(detached)
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()

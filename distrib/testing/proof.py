@@ -6,7 +6,7 @@ A strategy from another package proves itself like ours: with `Workers`, `Proof`
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,13 @@ class TinyTransformer(nn.Module):
     def __init__(self, *, dropout: float) -> None:
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, WIDTH)
-        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout, batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            WIDTH, HEADS, 4 * WIDTH, dropout, batch_first=True, norm_first=True
+        )
         self.blocks = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.output = nn.Linear(WIDTH, VOCABULARY, bias=False)
         self.output.weight = self.embedding.weight
+        self.temperature: Tensor
         self.register_buffer("temperature", torch.ones(()))
 
     def forward(self, input_ids: Tensor) -> Tensor:
@@ -73,7 +76,7 @@ def examples() -> list[Tensor]:
     return [torch.randint(1, VOCABULARY, (int(n),), generator=generator) for n in lengths]
 
 
-def collate(sequences: list[Tensor]) -> dict[str, Tensor]:
+def collate(sequences: Sequence[Tensor]) -> dict[str, Tensor]:
     """Pads inputs with 0 and labels with `IGNORED`; each position predicts the next token."""
     inputs = nn.utils.rnn.pad_sequence([s[:-1] for s in sequences], batch_first=True)
     labels = nn.utils.rnn.pad_sequence([s[1:] for s in sequences], batch_first=True, padding_value=IGNORED)
@@ -213,7 +216,9 @@ def saved_weights(strategy: Strategy, world: World, proof: Proof) -> dict[str, T
 
 def initial_weights(proof: Proof) -> dict[str, Tensor]:
     """The weights before the first step."""
-    return {name: tensor.detach().clone() for name, tensor in named_weights(job_for(proof).build_model()).items()}
+    return {
+        name: tensor.detach().clone() for name, tensor in named_weights(job_for(proof).build_model()).items()
+    }
 
 
 def largest_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> tuple[float, str]:

@@ -25,17 +25,24 @@ def _serve(connection: Connection, rank: int) -> None:
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
     import torch
     import torch.distributed as dist
+    from torch.distributed import FileStore  # type: ignore[attr-defined]
 
     torch.set_num_threads(1)
     while (call := connection.recv()) is not None:
         function, arguments, size, store_path, timeout = call
+        answer: tuple[Any, str | None]
         try:
-            store = dist.FileStore(store_path, size)
+            store = FileStore(store_path, size)
             world = World(
-                rank=rank, size=size, local_rank=rank, local_size=size, store=store, collective_timeout=timeout
+                rank=rank,
+                size=size,
+                local_rank=rank,
+                local_size=size,
+                store=store,
+                collective_timeout=timeout,
             )
             answer = function(world, *arguments), None
-        except BaseException:
+        except BaseException:  # noqa: BLE001 (whatever it is, the caller is told)
             answer = None, traceback.format_exc()
         finally:
             with contextlib.suppress(Exception):
@@ -62,7 +69,9 @@ class Workers:
             self._connections.append(ours)
             self._processes.append(process)
 
-    def run(self, function: Callable[..., Any], *arguments: Any, size: int, timeout: float = 60.0) -> list[Any]:
+    def run(
+        self, function: Callable[..., Any], *arguments: Any, size: int, timeout: float = 60.0
+    ) -> list[Any]:
         """``function(world, *arguments)`` on ``size`` ranks; their answers by rank.
 
         ``function`` and its arguments are pickled, so it is a module's own function. Raises
@@ -105,4 +114,3 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-

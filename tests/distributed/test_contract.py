@@ -29,7 +29,9 @@ def reference(proof: Proof) -> Trajectory:
 
 
 def hashable(proof: Proof) -> Proof:
-    return dataclasses.replace(proof, strategy=FrozenTarget(REFERENCE), first_step=0, load_from=None, save_to=None)
+    return dataclasses.replace(
+        proof, strategy=FrozenTarget(REFERENCE), first_step=0, load_from=None, save_to=None
+    )
 
 
 class FrozenTarget(dict[str, object]):
@@ -54,7 +56,9 @@ def assert_same(ours: list[Trajectory], proof: Proof) -> None:
 
 def cases() -> list[object]:
     return [
-        pytest.param(candidate, size, microbatch, precision, id=f"{candidate.name}-{size}-{microbatch}-{precision}")
+        pytest.param(
+            candidate, size, microbatch, precision, id=f"{candidate.name}-{size}-{microbatch}-{precision}"
+        )
         for candidate in CANDIDATES
         for size in candidate.sizes
         for microbatch in (1, 4, 8)
@@ -63,7 +67,9 @@ def cases() -> list[object]:
 
 
 @pytest.mark.parametrize(("candidate", "size", "microbatch", "precision"), cases())
-def test_trajectory(workers: Workers, candidate: Candidate, size: int, microbatch: int, precision: str) -> None:
+def test_trajectory(
+    workers: Workers, candidate: Candidate, size: int, microbatch: int, precision: str
+) -> None:
     """20 AdamW steps with dropout, clipping and uneven microbatches equal one process."""
     proof = Proof(strategy=candidate.target, microbatch_size=microbatch, precision=precision)
     assert_same(workers.run(train, proof, size=size), proof)
@@ -74,7 +80,9 @@ def test_microbatch_size_changes_nothing_without_dropout(workers: Workers, candi
     """Without dropout every microbatch size gives one trajectory, also one that leaves ranks idle."""
     whole = Proof(strategy=candidate.target, microbatch_size=10, dropout=0.0)
     for microbatch in (1, 3, 8):
-        ours = workers.run(train, dataclasses.replace(whole, microbatch_size=microbatch), size=max(candidate.sizes))
+        ours = workers.run(
+            train, dataclasses.replace(whole, microbatch_size=microbatch), size=max(candidate.sizes)
+        )
         assert_same(ours, whole)
 
 
@@ -87,7 +95,9 @@ def test_momentum_sgd(workers: Workers, candidate: Candidate) -> None:
 
 @pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
-def test_resume_at_another_world_size(workers: Workers, tmp_path: Path, candidate: Candidate, precision: str) -> None:
+def test_resume_at_another_world_size(
+    workers: Workers, tmp_path: Path, candidate: Candidate, precision: str
+) -> None:
     """Seven steps, a checkpoint, and the rest at another size equal an unbroken run."""
     proof = Proof(strategy=candidate.target, precision=precision)
     sizes = candidate.sizes
@@ -141,7 +151,9 @@ def lifecycle(world: World, proof: Proof) -> tuple[bool, int, list[float]]:
     import gc
 
     gradients = sum(
-        1 for o in gc.get_objects() if isinstance(o, torch.nn.Parameter) and o.grad is not None and o.grad.any()
+        1
+        for o in gc.get_objects()
+        if isinstance(o, torch.nn.Parameter) and o.grad is not None and o.grad.any()
     )
     ones = strategy.reduce({"a": torch.ones(2), "b": torch.tensor(strategy.shard.index)})
     strategy.close()

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from distrib.checkpoint import MANIFEST, CheckpointFolder, find_checkpoint, leave_digests, newest_whole, verify
+from distrib.checkpoint import (
+    MANIFEST,
+    CheckpointFolder,
+    find_checkpoint,
+    leave_digests,
+    newest_whole,
+    verify,
+)
 from distrib.errors import CheckpointError
 from distrib.parallel.state import entry
 from distrib.state import StateWriter

@@ -74,7 +74,9 @@ def test_rows_are_read_without_the_rest(tmp_path: Path) -> None:
         ({}, "this one has no parameter 'w'"),
     ],
 )
-def test_another_models_weights_are_refused(tmp_path: Path, shapes: dict[str, tuple[int, ...]], message: str) -> None:
+def test_another_models_weights_are_refused(
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]], message: str
+) -> None:
     """The first parameter that does not fit is named."""
     write_all(tmp_path, {"w": torch.ones(2, 3)}, size=1)
     with pytest.raises(CheckpointError, match=message):

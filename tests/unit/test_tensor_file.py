@@ -19,7 +19,11 @@ def announce(tensors: dict[str, torch.Tensor]) -> list[tuple[str, torch.Size, to
 def test_safetensors_reads_every_dtype_and_shape(tmp_path: Path) -> None:
     """What is written is what the safetensors library reads, scalars and empty tensors included."""
     tensors = {f"t{n}": (torch.rand(3, 5) * 100).to(dtype) for n, dtype in enumerate(DTYPE_NAMES)}
-    tensors |= {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 4), "view": torch.arange(12.0).view(3, 4).T}
+    tensors |= {
+        "scalar": torch.tensor(2.5),
+        "empty": torch.zeros(0, 4),
+        "view": torch.arange(12.0).view(3, 4).T,
+    }
     path = tmp_path / "t.safetensors"
     with TensorFileWriter(path, announce(tensors)) as file:
         for tensor in tensors.values():
