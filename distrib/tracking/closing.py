@@ -30,14 +30,12 @@ def closing(info: RunInfo, *, report: Report | None, summary: Mapping[str, Any])
     yield f"run directory   {run_dir}"
     yield f"page            {shown(info.run_dir / 'report.html')}"
     yield f"continue        {continue_command(info, steps=int(summary.get('steps', info.num_steps)))}"
-    yield f'use             distrib predict {shlex.quote(str(run_dir))} --text "…"'
+    yield f"use             {use_command(info)}"
 
 
-def evaluation_tables(report: Report) -> Iterator[RenderableType]:
-    """The held-out metrics in one line, then the table of classes where there are any."""
-    yield "held out        " + "  ".join(
-        f"{name} {number_text(value)}" for name, value in report.metrics.items()
-    )
+def evaluation_tables(report: Report, *, split: str = "held out") -> Iterator[RenderableType]:
+    """The metrics in one line, then the table of classes where there are any."""
+    yield f"{split:<16}" + "  ".join(f"{name} {number_text(value)}" for name, value in report.metrics.items())
     if report.classes:
         yield class_table(report)
     if len(report.classes) > CLASSES_SHOWN:
@@ -70,7 +68,14 @@ def continue_command(info: RunInfo, *, steps: int) -> str:
         words.append(f"train.epochs={number_text(2 * float(train['epochs']))}")
     else:
         words.append(f"train.steps={2 * info.num_steps}")
-    return shlex.join(words)
+    plugins = info.config.get("plugins") or ()
+    return shlex.join([*words, *([f"plugins=[{','.join(plugins)}]"] if plugins else [])])
+
+
+def use_command(info: RunInfo) -> str:
+    """The command that asks the trained model about a text."""
+    plugins = [word for package in info.config.get("plugins") or () for word in ("--plugin", package)]
+    return shlex.join(["distrib", "predict", str(shown(info.run_dir)), *plugins]) + ' --text "…"'
 
 
 def shown(path: Path) -> Path:

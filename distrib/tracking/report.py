@@ -54,7 +54,7 @@ def view(run_dir: Path) -> dict[str, Any]:
     return {
         "name": str(facts.get("name") or run_dir.resolve().name),
         "headline": _headline(facts),
-        "finished": (run_dir / SUMMARY).exists(),
+        "state": _state(facts, summarised=(run_dir / SUMMARY).exists()),
         "progress": _progress(facts, records),
         "tiles": _tiles(facts, evaluation, records),
         "charts": [asdict(curve) for curve in curves(records)],
@@ -98,6 +98,12 @@ def _headline(facts: Mapping[str, Any]) -> str:
     return " · ".join(parts)
 
 
+def _state(facts: Mapping[str, Any], *, summarised: bool) -> str:
+    if not summarised:
+        return "not finished"
+    return f"stopped by {facts['stopped_by']}" if facts.get("stopped_by") else "finished"
+
+
 def _progress(facts: Mapping[str, Any], records: Sequence[Record]) -> str:
     done = int(max((record.get("step") or 0 for record in records), default=0))
     planned = facts.get("num_steps")
@@ -116,6 +122,8 @@ def _tiles(
     if seconds:
         tiles.append(("examples per second", short_text(examples / seconds)))
         tiles.append(("time in steps", clock_text(seconds)))
+    if skipped := facts.get("skipped_steps"):
+        tiles.append(("steps skipped", number_text(skipped)))
     if memory := max((record.get("memory") or 0 for record in steps), default=0):
         tiles.append(("peak memory of a rank", bytes_text(memory)))
     return tiles
@@ -136,12 +144,13 @@ def _config(path: Path) -> str:
 def _tables(run_dir: Path, facts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Titled tables of names and values; an empty one is left out."""
     root = run_dir / "checkpoints"
-    checkpoints = sorted(path.name for path in root.glob("*") if (path / "MANIFEST.json").exists())
+    found = sorted(path for path in root.glob("*") if (path / "MANIFEST.json").exists())
+    checkpoints = [(path.name, path.resolve().name if path.is_symlink() else "") for path in found]
     tables = [
         ("data", _rows(facts.get("notes"))),
         ("hardware", _rows(facts.get("hardware"))),
         ("versions", _rows(facts.get("versions"))),
-        ("checkpoints", [(name, "") for name in checkpoints]),
+        ("checkpoints", checkpoints),
     ]
     return [(title, rows) for title, rows in tables if rows]
 

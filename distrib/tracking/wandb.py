@@ -34,7 +34,8 @@ class WandB:
     Args:
         project: the project's name.
         entity: the user or team; null: the key's default.
-        mode: ``auto`` goes online where a key is found.
+        group: runs of one group are shown together.
+        mode: null goes online where a key is found, and where ``WANDB_MODE`` does not say otherwise.
         patience: seconds.
     """
 
@@ -43,10 +44,12 @@ class WandB:
         *,
         project: str = "distrib",
         entity: str | None = None,
-        mode: Literal["auto", "online", "offline"] = "auto",
+        group: str | None = None,
+        mode: Literal["online", "offline"] | None = None,
         patience: float = 20.0,
     ) -> None:
-        self.project, self.entity, self.mode, self.patience = project, entity, mode, patience
+        self.project, self.entity, self.group = project, entity, group
+        self.mode, self.patience = mode, patience
         self._run: Any = None
 
     def check(self) -> None:
@@ -89,7 +92,7 @@ class WandB:
             self._run = None
 
     def _mode(self) -> Literal["online", "offline"]:
-        if self.mode != "auto":
+        if self.mode is not None:
             return self.mode
         wanted = os.environ.get("WANDB_MODE", "online")
         return "online" if wanted == "online" and has_key() else "offline"
@@ -100,6 +103,7 @@ class WandB:
         return wandb.init(
             project=self.project,
             entity=self.entity,
+            group=self.group,
             id=_identity(info.run_dir),
             resume="allow",
             name=f"{info.name}-{info.run_dir.name}",

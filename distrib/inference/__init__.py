@@ -1,0 +1,1 @@
+"""After training: a trained model is loaded, asked, measured and handed on."""
