@@ -1,0 +1,156 @@
+"""Running variants in turn, in processes of their own, and writing down what came out.
+
+Variants are interleaved (A B C, A B C, …), so that a machine that slows down for a while slows all
+of them. Each run is a fresh process, or one per rank, that is given a scratch folder as its last argument
+and whose last line on standard output is its numbers as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("distrib", "torch", "transformers", "accelerate", "lightning-fabric", "numpy")
+TIME_LIMIT = 600.0
+"""Seconds for one run of one variant."""
+
+Numbers = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way of doing the work that is measured."""
+
+    name: str
+    arguments: Sequence[str]
+    """What follows ``python``."""
+    num_processes: int = 1
+
+
+def run(variant: Variant) -> list[Numbers]:
+    """Starts the variant's processes at once; the last line that each rank prints, parsed."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, *variant.arguments, folder],
+                env=rank_environment(rank, size=variant.num_processes, port=port),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(variant.num_processes)
+        ]
+        try:
+            return [_numbers(variant, process) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+
+def _numbers(variant: Variant, process: subprocess.Popen[str]) -> Numbers:
+    out, err = process.communicate(timeout=TIME_LIMIT)
+    if process.returncode != 0:
+        raise RuntimeError(f"{variant.name} ended with code {process.returncode}:\n{err[-4000:]}")
+    parsed: Numbers = json.loads(out.strip().splitlines()[-1])
+    return parsed
+
+
+def rank_environment(rank: int, *, size: int, port: int) -> dict[str, str]:
+    """The caller's environment, with torchrun's variables where there are several ranks."""
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if size > 1:
+        environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+        environ |= {"LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return environ
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def interleave(variants: Sequence[Variant], *, repeats: int) -> dict[str, list[Numbers]]:
+    """``repeats`` rounds over all variants; by variant one entry per round, averaged over its ranks."""
+    runs: dict[str, list[Numbers]] = {variant.name: [] for variant in variants}
+    for turn in range(repeats):
+        for variant in variants:
+            ranks = run(variant)
+            runs[variant.name].append({name: statistics.fmean(r[name] for r in ranks) for name in ranks[0]})
+            shown = ", ".join(f"{name} {value:.6g}" for name, value in runs[variant.name][-1].items())
+            print(f"[{turn + 1}/{repeats}] {variant.name}: {shown}", flush=True)
+    return runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """One number of one variant over all rounds."""
+
+    median: float
+    lowest: float
+    highest: float
+
+
+def summarize(rounds: Sequence[Numbers]) -> dict[str, Summary]:
+    """Median and spread of each number."""
+    return {
+        name: Summary(
+            median=statistics.median(r[name] for r in rounds),
+            lowest=min(r[name] for r in rounds),
+            highest=max(r[name] for r in rounds),
+        )
+        for name in rounds[0]
+    }
+
+
+def write(name: str, runs: Mapping[str, Sequence[Numbers]], *, settings: Mapping[str, Any]) -> Path:
+    """Writes ``results/<name>.json`` with all that is needed to judge the numbers and to repeat them."""
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    repeats = len(next(iter(runs.values())))
+    content = {
+        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "settings": dict(settings),
+        "repeats": repeats,
+        "versions": versions(),
+        "hardware": hardware(),
+        "summary": {
+            variant: {number: asdict(summary) for number, summary in summarize(rounds).items()}
+            for variant, rounds in runs.items()
+        },
+        "rounds": {variant: list(rounds) for variant, rounds in runs.items()},
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "from the checkout" if package == "distrib" else "absent"
+    return found
+
+
+def hardware() -> dict[str, str | int]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"processor": model, "cores": os.cpu_count() or 0, "memory_gib": round(memory / 2**30, 1)}
