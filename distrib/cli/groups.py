@@ -41,7 +41,7 @@ def options(group: str, *, config_dirs: Sequence[str] = ()) -> dict[str, str]:
     return {file.stem: _summary(file) for file in sorted(files, key=lambda file: file.stem)}
 
 
-def no_such_option(group: str, option: object, *, config_dirs: Sequence[str]) -> ConfigError:
+def no_such_option(group: str, option: object, *, config_dirs: Sequence[str] = ()) -> ConfigError:
     """What to tell somebody who chose an option that is not there."""
     available = options(group, config_dirs=config_dirs)
     near = did_you_mean(str(option), available)

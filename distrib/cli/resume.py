@@ -30,9 +30,9 @@ DEFINING = (
 
 
 def stored(resume: str) -> dict[str, Any]:
-    """The configuration of the run to go on from; the code it may load has to be allowed again."""
-    values = read_yaml(run_dir_of(resume) / "config.yaml")
-    return {**values, "plugins": [], "resume": resume, "run_dir": str(run_dir_of(resume))}
+    """The configuration of the run to go on from, which stays where it is."""
+    run_dir = run_dir_of(resume)
+    return {**read_yaml(run_dir / "config.yaml"), "run_dir": str(run_dir)}
 
 
 def run_dir_of(resume: str) -> Path:
@@ -42,15 +42,18 @@ def run_dir_of(resume: str) -> Path:
         if (folder / "config.yaml").is_file():
             return folder
     raise ConfigError(
-        "resume", resume, "no run is there: give a run directory (with config.yaml) or a checkpoint"
+        "resume", resume, "no run is there: give a run directory or one of its checkpoints"
     )
 
 
 def on_top_of(
     stored: Mapping[str, Any], fresh: Mapping[str, Any], overrides: Sequence[Override]
 ) -> dict[str, Any]:
-    """``stored`` with what the overrides name taken from ``fresh``: whole sections, then single values."""
-    tree = OmegaConf.create(stored)
+    """``stored`` with what the overrides name taken from ``fresh``: whole sections, then single values.
+
+    ``plugins`` always comes from ``fresh``: somebody else's run directory must not allow its own code.
+    """
+    tree = OmegaConf.create(dict(stored))
     source = OmegaConf.create({key: value for key, value in fresh.items() if key != "choices"})
     for override in sorted(overrides, key=lambda override: not override.is_choice):
         if override.key == "experiment":
@@ -61,7 +64,8 @@ def on_top_of(
         else:
             OmegaConf.update(tree, override.key, OmegaConf.select(source, override.key), force_add=True)
     values: dict[str, Any] = OmegaConf.to_container(tree)  # type: ignore[assignment]
-    return values
+    # As a real path: a link like runs/latest may point elsewhere by the time a worker follows it.
+    return {**values, "resume": str(Path(fresh["resume"]).resolve()), "plugins": fresh.get("plugins", [])}
 
 
 def changes(before: RunConfig, after: RunConfig) -> dict[str, tuple[Any, Any]]:
