@@ -1,7 +1,7 @@
 """The ``distrib`` command: finds the subcommand, runs it, turns `DistribError` into a message.
 
-A subcommand is a module here with ``HELP`` (one sentence), ``add_arguments(parser)`` and
-``run(args) -> int``. Only the one that was asked for is imported.
+A subcommand is a module here with ``HELP`` (one sentence), ``add_arguments(parser)``, ``run(args) -> int``
+and, where there is more to say, ``epilog() -> str``. Only the one that was asked for is imported.
 """
 
 from __future__ import annotations
@@ -44,8 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: str, argv: Sequence[str]) -> int:
     module = _module(command)
     parser = argparse.ArgumentParser(
-        prog=f"distrib {command}", description=module.HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"distrib {command}",
+        description=module.HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if {"-h", "--help"} & set(argv):
+        parser.epilog = getattr(module, "epilog", str)()
     module.add_arguments(parser)
     # Intermixed, so that flags may stand between key=value settings.
     code: int = module.run(parser.parse_intermixed_args(argv))

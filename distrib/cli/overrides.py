@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -58,7 +59,8 @@ def _parse_one(parser: OverridesParser, text: str) -> Override:
         reason = str(error).splitlines()[0]
         remedy = f"write key=value, with quotes around a value that holds signs ({reason})"
         raise ConfigError(key, value, remedy) from error
-    key, value = parsed.key_or_group, parsed.value()
+    key: str = parsed.key_or_group
+    value: Any = parsed.value()
     is_group = key in GROUPS and not isinstance(value, dict)
     if is_group and not parsed.is_delete() and (value is None or isinstance(value, int | float)):
         raise no_such_option(key, "null" if value is None else value)

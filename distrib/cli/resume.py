@@ -41,9 +41,7 @@ def run_dir_of(resume: str) -> Path:
     for folder in (path, path.parent.parent):
         if (folder / "config.yaml").is_file():
             return folder
-    raise ConfigError(
-        "resume", resume, "no run is there: give a run directory or one of its checkpoints"
-    )
+    raise ConfigError("resume", resume, "no run is there: give a run directory or one of its checkpoints")
 
 
 def on_top_of(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 from distrib.config import RunConfig, dump
@@ -41,15 +42,11 @@ def make_fresh(parent: Path) -> Path:
     """A new directory named by the time, in ``parent``; absolute. Two at the same second get two."""
     time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     parent.mkdir(parents=True, exist_ok=True)
-    for again in count(2):
-        folder = parent / time
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            time = f"{time[:19]}_{again}"
-        else:
-            return folder.resolve()
-    raise AssertionError("unreachable")
+    for name in chain([time], (f"{time}_{again}" for again in count(2))):
+        with suppress(FileExistsError):
+            (parent / name).mkdir()
+            break
+    return (parent / name).resolve()
 
 
 def link_latest(parent: Path, folder: Path) -> None:

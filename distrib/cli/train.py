@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distrib.config import RunConfig
 
 HELP = "Train a model: one run, or with -m one run per combination of values."
 
@@ -13,3 +17,83 @@ def epilog() -> str:
     from distrib.cli.reference import settings_help
 
     return settings_help()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Settings as words, everything else as flags."""
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings and group choices, in Hydra's syntax"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved configuration, the derived accumulation and the commands; make nothing",
+    )
+    parser.add_argument(
+        "-m",
+        "--multirun",
+        action="store_true",
+        help="train once per combination of the values given as a,b,c or range(1,4); ends with a table",
+    )
+    parser.add_argument(
+        "--config-dir",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder with more options for the groups; may be given several times",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """The exit code of the run, or 1 where a trial of a sweep failed."""
+    from distrib.world import World
+
+    world = World.from_env()
+    if args.multirun:
+        from distrib.cli.sweep import sweep
+
+        return sweep(args.overrides, config_dirs=args.config_dir, dry_run=args.dry_run)
+
+    from distrib.cli.compose import compose
+
+    config = compose(args.overrides, config_dirs=args.config_dir)
+    if args.dry_run:
+        return _show(config)
+    if world.size > 1:
+        from distrib.cli.joining import join
+
+        return join(config, world)
+    return start(config)
+
+
+def start(config: RunConfig) -> int:
+    """One run with processes of our own."""
+    from distrib.cli.launching import launch
+    from distrib.cli.rundir import make_run_dir
+
+    announce(config)
+    run_dir = make_run_dir(config)
+    print(f"run directory   {run_dir}", flush=True)
+    return launch(config, run_dir)
+
+
+def announce(config: RunConfig) -> None:
+    """Says what a resumed run does differently, before its old configuration is replaced."""
+    if config.resume is None:
+        return
+    from distrib.cli.resume import changes, run_dir_of
+    from distrib.config import load
+
+    print(f"going on with   {config.resume}")
+    for key, (before, after) in changes(load(run_dir_of(config.resume)), config).items():
+        print(f"changed         {key}: {before} -> {after} (this changes the result)")
+
+
+def _show(config: RunConfig) -> int:
+    from distrib.cli.launching import describe
+    from distrib.cli.rundir import RUNS
+
+    run_dir = Path(config.run_dir) if config.run_dir else RUNS / config.name / "<time>"
+    for line in describe(config, run_dir):
+        print(line)
+    return 0

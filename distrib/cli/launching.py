@@ -1,0 +1,63 @@
+"""From a checked configuration to running processes: the only place that talks to a launcher."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from distrib.config import RunConfig, to_dict
+from distrib.targets import build
+
+if TYPE_CHECKING:
+    from distrib.launchers.base import Launcher, LaunchPlan
+
+
+def launch(config: RunConfig, run_dir: Path) -> int:
+    """Runs the processes of one training run to their end; returns the exit code of the job."""
+    return _launcher(config).launch(launch_plan(config, run_dir))
+
+
+def describe(config: RunConfig, run_dir: Path) -> Iterator[str]:
+    """What ``--dry-run`` prints: the configuration, the derived accumulation, the commands."""
+    yield yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    yield from accumulation(config)
+    yield ""
+    commands = _launcher(config).plan(launch_plan(config, run_dir))
+    yield f"{len(commands)} command{'s' if len(commands) > 1 else ''}:"
+    for command in commands:
+        environment = [f"{name}={value}" for name, value in sorted(command.env.items())]
+        yield f"  rank {command.rank} on {command.host}:  {shlex.join([*environment, *command.argv])}"
+
+
+def accumulation(config: RunConfig) -> Iterator[str]:
+    """How a global batch is cut: derived from the two batch sizes and the number of processes, never set."""
+    train = config.train
+    microbatches = math.ceil(train.global_batch_size / train.microbatch_size)
+    processes = config.launcher["num_processes"] * config.launcher["num_nodes"]
+    shares = [len(range(shard, microbatches, processes)) for shard in range(processes)]
+    yield f"global batch     {train.global_batch_size} examples"
+    yield f"microbatches     {microbatches} of {train.microbatch_size} examples per step"
+    yield f"accumulation     {', '.join(map(str, shares))} microbatches per data shard and step"
+    yield f"processes        {processes}, each one data shard unless the strategy groups them"
+
+
+def launch_plan(config: RunConfig, run_dir: Path) -> LaunchPlan:
+    """What any launcher has to know; the rest it has from its own section."""
+    from distrib.launchers.base import LaunchPlan
+
+    return LaunchPlan(
+        run_dir=run_dir,
+        argv=(sys.executable, "-m", "distrib.worker", str(run_dir)),
+        start_timeout=config.timeouts.start,
+    )
+
+
+def _launcher(config: RunConfig) -> Launcher:
+    launcher: Launcher = build(config.launcher, key="launcher", plugins=config.plugins)
+    return launcher

@@ -1,0 +1,46 @@
+"""The table at the end of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from distrib.cli.sweep import Result
+
+COLOURS = {"done": "green", "stopped": "yellow", "failed": "red", "refused": "red", "interrupted": "yellow"}
+
+
+def sweep_table(results: Sequence[Result], *, root: Path) -> Table:
+    """One row per trial: what set it apart, how it ended, its final metric and what it took."""
+    metrics = list(dict.fromkeys(result.metric for result in results if result.metric))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("trial", justify="right")
+    table.add_column("overrides", overflow="fold")
+    table.add_column("status")
+    # Trials of different tasks have different metrics: then each row names its own.
+    table.add_column(metrics[0] if len(metrics) == 1 else "metric", justify="right")
+    table.add_column("steps", justify="right")
+    table.add_column("seconds", justify="right")
+    table.add_column("directory", overflow="fold")
+    for result in results:
+        table.add_row(*_row(result, root=root, name_metric=len(metrics) > 1))
+    return table
+
+
+def _row(result: Result, *, root: Path, name_metric: bool) -> list[Text]:
+    value = "" if result.value is None else f"{result.value:.4g}"
+    return [
+        Text(str(result.number)),
+        Text(" ".join(result.overrides)),
+        Text(result.status, style=COLOURS[result.status]),
+        Text(f"{result.metric} {value}" if name_metric and value else value),
+        Text("" if result.steps is None else str(result.steps)),
+        Text("" if result.seconds is None else f"{result.seconds:.1f}"),
+        Text("" if result.run_dir is None else str(Path(result.run_dir).relative_to(root))),
+    ]
