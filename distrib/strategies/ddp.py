@@ -49,7 +49,7 @@ class DDP(Strategy):
             bucket_cap_mb=self.bucket_mb,
             find_unused_parameters=self.find_unused_parameters,
             gradient_as_bucket_view=True,
-            broadcast_buffers=False,
+            forward_sync_buffers=False,
         )
 
     @property
