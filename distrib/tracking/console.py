@@ -34,6 +34,7 @@ class Console:
         self._meter = Meter(num_steps=0, first_step=0)
         self._report: Report | None = None
         self._log: TextIO | None = None
+        self._early: list[str] = []
         self._live: Live | None = None
         self._screen: Screen | None = None
         self._due = 0.0
@@ -46,6 +47,8 @@ class Console:
         self._meter = Meter(num_steps=info.num_steps, first_step=info.first_step)
         (info.run_dir / "logs").mkdir(parents=True, exist_ok=True)
         self._log = (info.run_dir / "logs" / "rank-0.log").open("a", buffering=1, encoding="utf-8")
+        self._log.writelines(f"{line}\n" for line in self._early)  # said before there was a log
+        self._early.clear()
         for line in _opening(info):
             self._say(line)
         if sys.stdout.isatty():
@@ -86,7 +89,9 @@ class Console:
         self._say(self._meter.line(), screen=self._live is None)
 
     def _say(self, text: str, *, screen: bool = True) -> None:
-        if self._log is not None:
+        if self._log is None:
+            self._early.append(text)
+        else:
             self._log.write(text + "\n")
         if screen and self._screen is not None:
             self._screen.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -119,7 +124,8 @@ class Console:
 def _opening(info: RunInfo) -> list[str]:
     ranks = f"{info.world_size} process{'es' if info.world_size > 1 else ''}"
     begin = f"goes on after step {info.first_step} of" if info.first_step else "trains"
-    notes = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in info.notes.items())
+    counted = {name: value for name, value in info.notes.items() if value != 0}
+    notes = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in counted.items())
     facts = f"{info.strategy} on {ranks}, {short_text(info.num_parameters)} parameters"
     lines = [f"{info.name} {begin} {info.num_steps} steps: {facts}"]
     return [*lines, f"data: {notes}"] if notes else lines

@@ -18,6 +18,8 @@ from distrib.tracking.files import EVALUATION, METRICS, RUN, SUMMARY, read_json,
 from distrib.tracking.text import bytes_text, clock_text, number_text, short_text
 
 PAGE = "report.html"
+COMMAND = "command.txt"
+"""What was typed, written by whoever made the run directory (`environment.command_line`)."""
 TEMPLATE = Path(__file__).parent / "template"
 CLASSES_DRAWN = 40
 """Largest confusion matrix drawn: beyond it the classes with the most examples."""
@@ -60,7 +62,7 @@ def view(run_dir: Path) -> dict[str, Any]:
         "charts": [asdict(curve) for curve in curves(records)],
         "evaluation": evaluation,
         "confusion": confusion(evaluation),
-        "command": str(without_secrets(facts.get("command") or "")),
+        "command": _command(run_dir),
         "config": _config(run_dir / "config.yaml"),
         "tables": _tables(run_dir, facts),
     }
@@ -127,6 +129,11 @@ def _tiles(
     if memory := max((record.get("memory") or 0 for record in steps), default=0):
         tiles.append(("peak memory of a rank", bytes_text(memory)))
     return tiles
+
+
+def _command(run_dir: Path) -> str:
+    path = run_dir / COMMAND
+    return str(without_secrets(path.read_text(encoding="utf-8").strip())) if path.exists() else ""
 
 
 def _config(path: Path) -> str:

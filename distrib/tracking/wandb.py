@@ -66,6 +66,7 @@ class WandB:
             if mode == "offline":
                 raise
             log.warning("wandb could not be reached; this run is kept offline: %s", error)
+            wandb.teardown()  # the attempt holds on to the run's id otherwise
             self._run = self._init(info, mode="offline")
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
