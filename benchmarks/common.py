@@ -149,8 +149,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def hardware() -> dict[str, str | int]:
+def hardware() -> dict[str, str | float]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"processor": model, "cores": os.cpu_count() or 0, "memory_gib": round(memory / 2**30, 1)}
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "cores": os.cpu_count() or 0,
+        "memory_gib": round(memory / 2**30, 1),
+    }

@@ -106,11 +106,11 @@ def trainer(problem: Problem, folder: Path) -> Numbers:
 
     clock = Clock(problem)
 
-    class Steps(TrainerCallback):  # type: ignore[misc]
+    class Steps(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             clock.passing(state.global_step)
 
-    class Ours(Trainer):  # type: ignore[misc]
+    class Ours(Trainer):
         def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
             return mean_loss(model, inputs)
 
@@ -182,4 +182,4 @@ class Order:
 
 def data_loader(problem: Problem) -> DataLoader[dict[str, Any]]:
     rows = Rows()
-    return DataLoader(rows, batch_sampler=Order(problem, rows), collate_fn=collate)  # type: ignore[arg-type]
+    return DataLoader(rows, batch_sampler=Order(problem, rows), collate_fn=collate)

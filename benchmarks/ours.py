@@ -72,7 +72,7 @@ def ours(problem: Problem, folder: Path) -> dict[str, float]:
         def steps(self, first: int, last: int) -> Iterator[StepBatches]:
             return clock.watch(super().steps(first, last))
 
-    distrib.run.Loader = ClockedLoader  # type: ignore[misc]
+    distrib.run.Loader = ClockedLoader  # type: ignore[attr-defined]
     model = Given(problem.model)
     rank = assemble(problem, folder=folder, model=model)
     try:
