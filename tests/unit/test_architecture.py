@@ -58,6 +58,7 @@ ARROWS: dict[str, set[str]] = {
     "checkpoint": VALUES | STATE,
     "checkpointing": VALUES | STATE | {"checkpoint"},
     "trainer": VALUES | {"strategies.base", "tasks.base", "checkpointing", "metrics", "tracking", "data"},
+    "inference": VALUES | {"checkpoint", "recipes", "targets", "tasks.base", "parallel", "data"},
     "testing": VALUES | STATE | {"strategies.base", "parallel", "world", "config", "targets"},
 }
 """What each file or folder under ``distrib`` may import at run time, besides itself.

@@ -77,14 +77,15 @@ function draw(chart) {
   chart.marker = add(chart.svg, "g");
 }
 
-// The last point at or before `step`, by bisection; the first where there is none.
+// The point nearest to `step`, by bisection.
 function at(points, step) {
   let low = 0, high = points.length - 1;
   while (low < high) {
     const middle = (low + high + 1) >> 1;
     if (points[middle][0] <= step) low = middle; else high = middle - 1;
   }
-  return points[low];
+  const next = points[low + 1];
+  return next && next[0] - step < step - points[low][0] ? next : points[low];
 }
 
 function say(chart, step) {
