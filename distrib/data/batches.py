@@ -53,41 +53,53 @@ class Batches:
         self._global_batch_size = global_batch_size
         self._microbatch_size = microbatch_size
         self._group_by_length = group_by_length
-        self._order = lru_cache(maxsize=2)(self._epoch_order)
+        self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
         self.steps_per_epoch = -(-len(encoded) // global_batch_size)
 
     def step_plan(self, step: int) -> StepPlan:
         """The global batch of optimizer step ``step``, counted from 0."""
-        epoch, place = divmod(step, self.steps_per_epoch)
+        number, place = divmod(step, self.steps_per_epoch)
+        epoch, size = self._epoch(number), self._microbatch_size
         start = place * self._global_batch_size
-        chosen = self._order(epoch)[start : start + self._global_batch_size]
-        lengths = self._lengths[chosen]
-        chosen = chosen[np.argsort(-lengths, kind="stable")]
-        size = self._microbatch_size
+        chosen = epoch.order[start : start + self._global_batch_size]
         return StepPlan(
             microbatches=[chosen[i : i + size] for i in range(0, len(chosen), size)],
             examples=len(chosen),
-            tokens=int(lengths.sum()),
-            targets=int(self._targets[chosen].sum()),
+            tokens=int(epoch.tokens[place]),
+            targets=int(epoch.targets[place]),
         )
 
-    def _epoch_order(self, epoch: int) -> Indices:
-        order = permutation(len(self._lengths), seed=self._seed, epoch=epoch)
-        if not self._group_by_length:
-            return order
-        return self._grouped(order, epoch=epoch)
+    def _plan_epoch(self, number: int) -> _Epoch:
+        order = permutation(len(self._lengths), seed=self._seed, epoch=number)
+        if self._group_by_length:
+            order = self._grouped(order, epoch=number)
+        batch = np.arange(len(order)) // self._global_batch_size
+        order = order[np.lexsort((-self._lengths[order], batch))]
+        starts = np.arange(0, len(order), self._global_batch_size)
+        return _Epoch(
+            order=order,
+            tokens=np.add.reduceat(self._lengths[order], starts),
+            targets=np.add.reduceat(self._targets[order], starts),
+        )
 
     def _grouped(self, order: Indices, *, epoch: int) -> Indices:
         """Sorts pools of batches by length, then shuffles the full batches; a short one stays last."""
         size = self._global_batch_size
-        full = len(order) // size * size
-        pools = [order[i : min(i + POOL * size, full)] for i in range(0, full, POOL * size)]
-        batches = [pool[np.argsort(self._lengths[pool], kind="stable")].reshape(-1, size) for pool in pools]
-        if not batches:
-            return order
-        stacked = np.concatenate(batches)
-        shuffled = stacked[permutation(len(stacked), seed=self._seed, epoch=epoch, purpose=1)]
-        return np.concatenate([shuffled.reshape(-1), order[full:]])
+        num_full = len(order) // size
+        pool = np.arange(num_full * size) // (POOL * size)
+        full = order[: num_full * size]
+        batches = full[np.lexsort((self._lengths[full], pool))].reshape(num_full, size)
+        shuffled = batches[permutation(num_full, seed=self._seed, epoch=epoch, purpose=1)]
+        return np.concatenate([shuffled.reshape(-1), order[num_full * size :]])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Epoch:
+    """All global batches of an epoch end to end, with the sums of each: a step only looks them up."""
+
+    order: Indices
+    tokens: Indices
+    targets: Indices
 
 
 def permutation(count: int, *, seed: int, epoch: int, purpose: int = 0) -> Indices:

@@ -30,7 +30,7 @@ class EncodedSet:
     """Labels of each example that are not `IGNORED`."""
 
     def __init__(self, columns: Mapping[str, tuple[Array, Array]], *, targets: Array) -> None:
-        self._columns = [(name, flat, offsets.tolist()) for name, (flat, offsets) in columns.items()]
+        self._columns = columns
         self.lengths = np.diff(columns["input_ids"][1]) if columns else np.zeros(0, np.int64)
         self.targets = targets
 
@@ -39,7 +39,16 @@ class EncodedSet:
 
     def example(self, index: int) -> dict[str, Array]:
         """The columns of one example: views of the file, not copies."""
-        return {name: flat[offsets[index] : offsets[index + 1]] for name, flat, offsets in self._columns}
+        return self.examples(np.array([index]))[0]
+
+    def examples(self, indices: Array) -> list[dict[str, Array]]:
+        """Several examples, a good deal faster than one by one."""
+        columns = [
+            [flat[start:stop] for start, stop in zip(offsets[indices].tolist(), ends.tolist(), strict=True)]
+            for flat, offsets in self._columns.values()
+            for ends in [offsets[indices + 1]]
+        ]
+        return [dict(zip(self._columns, values, strict=True)) for values in zip(*columns, strict=True)]
 
     @classmethod
     def open(cls, folder: Path) -> EncodedSet:

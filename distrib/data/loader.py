@@ -102,8 +102,7 @@ class Collator:
         self._device = device
 
     def __call__(self, indices: Indices, *, index: int, step_targets: int) -> Batch:
-        examples = [self._encoded.example(i) for i in indices.tolist()]
-        tensors = self._task.collate(examples, vocabulary=self._vocabulary)
+        tensors = self._task.collate(self._encoded.examples(indices), vocabulary=self._vocabulary)
         return Batch(tensors=self._on_device(tensors), index=index, step_targets=step_targets)
 
     def _on_device(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -49,14 +49,12 @@ class CausalLM(Task):
 
     def collate(self, examples: Sequence[Example], *, vocabulary: Vocabulary) -> dict[str, Tensor]:
         from distrib.core import IGNORED
-        from distrib.tasks.tensors import flat, pad
+        from distrib.tasks.tensors import flat, padded
 
-        return {
-            "input_ids": pad(examples, "input_ids", value=vocabulary.pad_token_id),
-            "position_ids": pad(examples, "position_ids", value=0),
-            "labels": pad(examples, "labels", value=IGNORED),
-            "num_bytes": flat(examples, "num_bytes"),
-        }
+        fill = {"input_ids": vocabulary.pad_token_id, "position_ids": 0, "labels": IGNORED}
+        tensors = padded(examples, fill)
+        del tensors["attention_mask"]  # transformers derives the documents' borders only where there is none
+        return {**tensors, "num_bytes": flat(examples, "num_bytes")}
 
     def loss(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
         from distrib.tasks.tensors import summed_loss

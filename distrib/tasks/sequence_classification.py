@@ -52,13 +52,10 @@ class SequenceClassification(Task):
         return tokens
 
     def collate(self, examples: Sequence[Example], *, vocabulary: Vocabulary) -> dict[str, Tensor]:
-        from distrib.tasks.tensors import attention_mask, flat, pad
+        from distrib.tasks.tensors import flat, padded
 
-        return {
-            "input_ids": pad(examples, "input_ids", value=vocabulary.pad_token_id),
-            "attention_mask": attention_mask(examples),
-            "labels": flat(examples, "labels"),
-        }
+        tensors = padded(examples, {"input_ids": vocabulary.pad_token_id})
+        return {**tensors, "labels": flat(examples, "labels")}
 
     def loss(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
         from distrib.tasks.tensors import summed_loss

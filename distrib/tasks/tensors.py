@@ -17,24 +17,25 @@ if TYPE_CHECKING:
     from distrib.tasks.base import Example
 
 
-def pad(examples: Sequence[Example], name: str, *, value: int) -> Tensor:
-    """One column as int64 ``[examples, longest]``, filled up with ``value`` on the right."""
-    rows = [example[name] for example in examples]
-    out = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
-    for filled, row in zip(out, rows, strict=True):
-        filled[: len(row)] = row
-    return torch.from_numpy(out)
+def padded(examples: Sequence[Example], fill: Mapping[str, int]) -> dict[str, Tensor]:
+    """Columns of one entry per token as int64 ``[examples, longest]``, filled up on the right.
+
+    ``fill`` names the columns and what follows their end. Besides them there is ``attention_mask``:
+    1 where there is a token.
+    """
+    lengths = np.array([len(example["input_ids"]) for example in examples])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    tensors = {"attention_mask": torch.from_numpy(mask.astype(np.int64))}
+    for name, value in fill.items():
+        out = np.full(mask.shape, value, dtype=np.int64)
+        out[mask] = np.concatenate([example[name] for example in examples])
+        tensors[name] = torch.from_numpy(out)
+    return tensors
 
 
 def flat(examples: Sequence[Example], name: str) -> Tensor:
     """A column of one number per example, as int64 ``[examples]``."""
     return torch.from_numpy(np.concatenate([example[name] for example in examples]).astype(np.int64))
-
-
-def attention_mask(examples: Sequence[Example]) -> Tensor:
-    """int64 ``[examples, longest]``: 1 where there is a token."""
-    lengths = np.array([len(example["input_ids"]) for example in examples])
-    return torch.from_numpy((np.arange(lengths.max()) < lengths[:, None]).astype(np.int64))
 
 
 def logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:

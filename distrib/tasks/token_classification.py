@@ -60,13 +60,9 @@ class TokenClassification(Task):
 
     def collate(self, examples: Sequence[Example], *, vocabulary: Vocabulary) -> dict[str, Tensor]:
         from distrib.core import IGNORED
-        from distrib.tasks.tensors import attention_mask, pad
+        from distrib.tasks.tensors import padded
 
-        return {
-            "input_ids": pad(examples, "input_ids", value=vocabulary.pad_token_id),
-            "attention_mask": attention_mask(examples),
-            "labels": pad(examples, "labels", value=IGNORED),
-        }
+        return padded(examples, {"input_ids": vocabulary.pad_token_id, "labels": IGNORED})
 
     def loss(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
         from distrib.tasks.tensors import summed_loss
