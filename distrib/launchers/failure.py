@@ -1,0 +1,66 @@
+"""Which rank failed first, and what it left in its log."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+PEER_LOST = 75
+"""The exit code of a rank that only failed because another one had (EX_TEMPFAIL of sysexits.h)."""
+
+FAILED = "--- rank {rank} failed ---"
+"""A rank writes this line before its last words, so that the launcher can show them last."""
+
+TAIL_LINES = 30
+"""Shown of a log without last words: the rank was killed, or crashed below Python."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Death:
+    """A rank that ended before the job was over."""
+
+    rank: int
+    code: int
+    """Exit code, or minus the number of the signal that killed it."""
+    seen_at: float
+    log: Path
+    log_start: int = 0
+    """Where this run's part of the log begins."""
+
+    @property
+    def exit_code(self) -> int:
+        """What the job exits with: 128 + signal as in a shell, or the rank's own code."""
+        return 128 - self.code if self.code < 0 else self.code
+
+    def describe(self) -> str:
+        """Where the log is, what happened, and last the rank's own last words."""
+        if self.code < 0:
+            how = f"was killed by {signal.Signals(-self.code).name}"
+        else:
+            how = f"failed with exit code {self.code}"
+        return f"log of rank {self.rank}: {self.log}\nrank {self.rank} {how}:\n{self._last_words()}"
+
+    def _last_words(self) -> str:
+        with self.log.open("rb") as log:
+            log.seek(self.log_start)
+            text = log.read().decode(errors="replace")
+        _, mark, words = text.rpartition(FAILED.format(rank=self.rank) + "\n")
+        words = words if mark else "\n".join(text.splitlines()[-TAIL_LINES:])
+        if self.code == -signal.SIGKILL and not mark:
+            words += (
+                "\nSIGKILL leaves no last words; its sender is often the kernel, short of memory (see dmesg)"
+            )
+        return words.strip()
+
+
+def first_cause(deaths: Iterable[Death]) -> Death:
+    """The death that brought the others about.
+
+    A rank that says it lost a peer is never the cause while another one is known. Of those seen at
+    the same time, one killed by a signal could not have been waiting for an error message.
+    """
+    return min(
+        deaths, key=lambda death: (death.code == PEER_LOST, death.seen_at, death.code >= 0, death.rank)
+    )

@@ -1,0 +1,229 @@
+"""How ranks find each other: they meet at a store, agree on facts, and form process groups.
+
+The first meeting is the place where a job hangs in practice, so it has a time limit of its own, and
+an answer that names the ranks that are missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from distrib.errors import ConfigError, DistribError, LaunchError
+
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]
+
+    from distrib.world import World
+
+POLL_SECONDS = 0.02
+ANSWER_SECONDS = 2.0
+"""How long rank 0 stays when the meeting failed, so that the others hear why."""
+LATE_SECONDS = 5.0
+"""How much longer the others wait for rank 0's verdict, which may have started later than they."""
+
+PEER_LOST = re.compile(
+    r"gloo/transport|Connection (closed|reset) by peer|Broken pipe|NCCL error: remote process"
+)
+"""How the transports word it: they raise plain RuntimeErrors."""
+
+
+def meet(world: World, *, timeout: float, digest: str, settings: Mapping[str, Any] | None = None) -> World:
+    """The world with the store at which all its ranks have met.
+
+    Args:
+        world: this process's place, as `World.from_env` read it.
+        timeout: seconds until every rank must have come.
+        digest: equal on all ranks that were started alike.
+        settings: what the digest is of, by dotted key, to say what differs.
+
+    Raises `LaunchError` on every waiting rank where ranks are missing, naming them, and `ConfigError`
+    on every rank where digests differ. A world of one has nobody to meet and keeps no store.
+    """
+    if world.size == 1:
+        return world
+    deadline = time.monotonic() + timeout
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    from distrib.store import connect
+
+    with _translated(world):
+        store = PrefixStore(f"distrib/{world.attempt}", connect(world, timeout=timeout))
+        card = {"host": socket.gethostname(), "pid": os.getpid(), "digest": digest}
+        store.set(f"settings/{world.rank}", json.dumps(dict(settings or {}), default=str))
+        store.set(f"rank/{world.rank}", json.dumps(card))
+        if world.rank == 0:
+            refusal = _judge(store, world, deadline=deadline, timeout=timeout)
+            _announce(store, refusal, present=_present(store, world))
+        else:
+            refusal = _hear(store, world, deadline=deadline + LATE_SECONDS, timeout=timeout)
+    if refusal is not None:
+        raise refusal
+    return replace(world, store=store)
+
+
+def agree(world: World, key: str, value: str | None = None, *, timeout: float = 120.0) -> str:
+    """Rank 0's ``value``, told to every rank that asks for ``key``.
+
+    Every rank calls this in the same order. Raises `LaunchError` where rank 0 does not say it in time.
+    """
+    if world.rank == 0:
+        if value is None:
+            raise ValueError(f"rank 0 has to know the value of {key}")
+        if world.store is None:
+            return value
+    with _translated(world):
+        name = f"agreed/{key}/{world.store.add(f'asked/{key}/{world.rank}', 1)}"
+        if world.rank == 0:
+            world.store.set(name, value)
+        elif _wait(world.store, [name], time.monotonic() + timeout):
+            raise LaunchError(f"rank {world.rank} waited {timeout:g} s for rank 0 to say {key}")
+        return str(world.store.get(name).decode())
+
+
+def process_group(world: World, *, backend: str | None = None) -> None:
+    """Makes torch's default process group of all ranks of ``world``, anew each time it is called.
+
+    Args:
+        world: with the store that `meet` gave it.
+        backend: torch's name; None: gloo for CPU tensors and, on a GPU, NCCL for its own.
+
+    A collective that takes longer than ``world.collective_timeout`` seconds fails. Raises `LaunchError`
+    where the ranks cannot reach each other.
+    """
+    import torch.distributed as dist
+
+    if world.store is None and world.size > 1:
+        raise LaunchError(f"rank {world.rank} of {world.size} has not met the others (rendezvous.meet)")
+    if world.store is None:
+        store: Store = dist.HashStore()  # type: ignore[attr-defined]
+    else:
+        _stay_on_this_machine(world)
+        # A number of its own, because addresses of a closed group must not be read by the next.
+        turn = world.store.add(f"groups/{world.rank}", 1)
+        store = dist.PrefixStore(f"group/{turn}", world.store)  # type: ignore[attr-defined]
+    with _translated(world):
+        dist.init_process_group(
+            backend or ("cpu:gloo,cuda:nccl" if world.device.startswith("cuda") else "gloo"),
+            store=store,
+            rank=world.rank,
+            world_size=world.size,
+            timeout=timedelta(seconds=world.collective_timeout),
+        )
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether ``error`` only says that another rank is gone or silent."""
+    from torch.distributed import DistNetworkError
+
+    return isinstance(error, DistNetworkError) or PEER_LOST.search(str(error)) is not None
+
+
+def _judge(store: Store, world: World, *, deadline: float, timeout: float) -> DistribError | None:
+    """Rank 0: waits for everyone and compares what they were started with."""
+    if _wait(store, _cards(world), deadline):
+        return _missing(store, world, timeout)
+    cards = {rank: json.loads(store.get(card)) for rank, card in enumerate(_cards(world))}
+    others = [rank for rank, card in cards.items() if card["digest"] != cards[0]["digest"]]
+    if not others:
+        return None
+    ours, theirs = (json.loads(store.get(f"settings/{rank}")) for rank in (0, others[0]))
+    keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    first = keys[0] if keys else "configuration"
+    return ConfigError(
+        ", ".join(keys) or "configuration",
+        f"{ours.get(first)} on rank 0, {theirs.get(first)} on rank {others[0]}",
+        f"start every rank with the same settings; those of rank {_several(others)} differ from rank 0's",
+    )
+
+
+def _missing(store: Store, world: World, timeout: float) -> LaunchError:
+    here = _present(store, world)
+    hosts = sorted({json.loads(store.get(f"rank/{rank}"))["host"] for rank in here})
+    missing = [rank for rank in range(world.size) if rank not in here]
+    return LaunchError(
+        f"missing after {timeout:g} s: rank {_several(missing)} of {world.size}. "
+        f"The others (on {', '.join(hosts)}) met at {world.master_address}:{world.master_port}. "
+        f"Look at the missing ranks' logs; raise timeouts.start if they are only slow"
+    )
+
+
+def _announce(store: Store, refusal: DistribError | None, *, present: list[int]) -> None:
+    """Rank 0: tells the others, and on refusal stays until they have heard it."""
+    store.set("verdict", json.dumps(_to_json(refusal)))
+    if refusal is not None:
+        _wait(store, [f"heard/{rank}" for rank in present if rank], time.monotonic() + ANSWER_SECONDS)
+
+
+def _hear(store: Store, world: World, *, deadline: float, timeout: float) -> DistribError | None:
+    if _wait(store, ["verdict"], deadline):
+        return _missing(store, world, timeout)
+    refusal = _from_json(json.loads(store.get("verdict")))
+    if refusal is not None:
+        store.set(f"heard/{world.rank}", "")
+    return refusal
+
+
+def _to_json(refusal: DistribError | None) -> list[str] | None:
+    if isinstance(refusal, ConfigError):
+        return [refusal.key, str(refusal.value), refusal.remedy]
+    return None if refusal is None else [str(refusal)]
+
+
+def _from_json(words: list[str] | None) -> DistribError | None:
+    if words is None:
+        return None
+    return LaunchError(words[0]) if len(words) == 1 else ConfigError(words[0], words[1], words[2])
+
+
+def _cards(world: World) -> list[str]:
+    return [f"rank/{rank}" for rank in range(world.size)]
+
+
+def _present(store: Store, world: World) -> list[int]:
+    return [rank for rank, card in enumerate(_cards(world)) if store.check([card])]
+
+
+def _wait(store: Store, keys: Sequence[str], deadline: float) -> list[str]:
+    """The keys that are not there by ``deadline``.
+
+    Asks again and again instead of `Store.wait`, which writes C++ stack traces at its time limit.
+    """
+    left = [key for key in keys if not store.check([key])]
+    while left and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+        left = [key for key in left if not store.check([key])]
+    return left
+
+
+def _several(ranks: Sequence[int]) -> str:
+    shown = ", ".join(map(str, ranks[:16]))
+    return shown if len(ranks) <= 16 else f"{shown} and {len(ranks) - 16} more"
+
+
+def _stay_on_this_machine(world: World) -> None:
+    """Lets gloo use the loopback interface where all ranks are here: it needs no host name that resolves."""
+    if world.local_size == world.size:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+
+
+@contextmanager
+def _translated(world: World) -> Iterator[None]:
+    from torch.distributed import DistError
+
+    try:
+        yield
+    except DistError as error:
+        raise LaunchError(
+            f"rank {world.rank} lost the store at {world.master_address}:{world.master_port}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
