@@ -61,7 +61,7 @@ class TrainConfig:
     group_by_length: bool = False
     """Fill each global batch with examples of similar length."""
     prefetch: int = 2
-    """Steps collated ahead of the device; 0: collate in the loop."""
+    """Steps collated ahead of an accelerator; 0: collate in the loop, as a CPU always does."""
     log_every: int = 10
     """Steps at most between two reductions of the loss over ranks (every step is still logged)."""
     eval_every: int | None = None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +12,7 @@ from distrib.config import TrainConfig
 from distrib.core import Batch, DataShard
 from distrib.data.batches import Batches, Indices
 from distrib.data.encoded import EncodedSet
+from distrib.data.prefetch import Prefetcher
 from distrib.tasks.base import Task, Vocabulary
 
 if TYPE_CHECKING:
@@ -33,7 +32,11 @@ class StepBatches:
 
 
 class Loader:
-    """This shard's share of every global batch, up to ``train.prefetch`` steps ahead of its use."""
+    """This shard's share of every global batch, up to ``train.prefetch`` steps ahead of an accelerator.
+
+    On a CPU batches are collated in the loop: a thread would not run beside the training but
+    take turns with it on the same core (measured on a tiny model: 45 µs more per step).
+    """
 
     def __init__(
         self,
@@ -55,31 +58,18 @@ class Loader:
         )
         self._collator = Collator(encoded, task=task, vocabulary=vocabulary, device=device)
         self._shard = shard
-        self._prefetch = train.prefetch
-        self._thread: ThreadPoolExecutor | None = None
+        depth = 0 if device == "cpu" else train.prefetch
+        self._prefetcher = Prefetcher(self._step, depth=depth)
         self.steps_per_epoch = self._batches.steps_per_epoch
         self.num_microbatches = -(-train.global_batch_size // train.microbatch_size)
 
     def steps(self, first: int, last: int) -> Iterator[StepBatches]:
-        """Steps ``first`` up to but not including ``last``; an error of the thread is raised here."""
-        if self._prefetch == 0:
-            yield from map(self._step, range(first, last))
-            return
-        self._thread = thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collate")
-        ahead: deque[Future[StepBatches]] = deque()
-        try:
-            for step in range(first, last + self._prefetch):
-                if step < last:
-                    ahead.append(thread.submit(self._step, step))
-                if step >= first + self._prefetch:
-                    yield ahead.popleft().result()
-        finally:
-            thread.shutdown(cancel_futures=True)
+        """Steps ``first`` up to but not including ``last``; an error while collating is raised here."""
+        return self._prefetcher.items(first, last)
 
     def close(self) -> None:
-        """Ends the thread; waits for the step it is collating, and for nothing else."""
-        if self._thread is not None:
-            self._thread.shutdown(cancel_futures=True)
+        """Ends the thread that collates ahead, if there is one."""
+        self._prefetcher.close()
 
     def _step(self, step: int) -> StepBatches:
         plan = self._batches.step_plan(step)

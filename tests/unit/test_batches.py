@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def test_an_epoch_holds_every_example_once(encoded: EncodedSet, size: int, group
     for epoch in range(2):
         first = epoch * batches.steps_per_epoch
         steps = [members(batches, first + place) for place in range(batches.steps_per_epoch)]
-        assert sorted(sum(steps, [])) == list(range(103))
+        assert sorted(chain.from_iterable(steps)) == list(range(103))
         assert [len(step) for step in steps[:-1]] == [size] * (len(steps) - 1)
 
 

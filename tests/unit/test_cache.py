@@ -152,7 +152,7 @@ def _ensure_in_a_process(folder: Path, is_builder: bool, results: Any) -> None:
 def test_one_process_builds_and_the_others_wait(
     tmp_path: Path, builders: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many start at once, and also without a builder, the folder is built once and all see it whole."""
+    """However many start at once, builder or not, the folder is built once and all see it whole."""
     monkeypatch.setattr(cache, "HEAD_START", 0.5)
     context = multiprocessing.get_context("fork")
     results = context.Queue()

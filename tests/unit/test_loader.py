@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,11 +28,11 @@ def encoded(tmp_path: Path) -> EncodedSet:
     return encoded_of_lengths(tmp_path / "set", random_lengths(SIZE))
 
 
-def loader(encoded: EncodedSet, *, shard: DataShard = ALONE, task: Any = None, **train: Any) -> Loader:
+def loader(encoded: EncodedSet, *, shard: DataShard = ALONE, **train: Any) -> Loader:
     settings = {"global_batch_size": 10, "microbatch_size": 3, **train}
     return Loader(
         encoded,
-        task=task or SequenceClassification(),
+        task=SequenceClassification(),
         vocabulary=VOCABULARY,
         train=TrainConfig(**settings),
         seed=7,
@@ -66,20 +65,13 @@ def test_the_shards_of_a_step_are_the_microbatches_of_the_whole(encoded: Encoded
 
 
 def test_a_shard_without_a_microbatch_gets_a_ghost(encoded: EncodedSet) -> None:
-    """The last batch of an epoch has 5 examples, two microbatches: the third shard runs one without targets."""
+    """The last batch has 5 examples, two microbatches: the third shard runs one without targets."""
     (step,) = loader(encoded, shard=DataShard(index=2, count=3)).steps(4, 5)
     (ghost,) = step.microbatches
     assert step.examples == ghost.step_targets == 5
     assert numbers(ghost) == []
     assert ghost.tensors["labels"].shape == (3,)
     assert ghost.tensors["input_ids"].shape[0] == 3
-
-
-@pytest.mark.parametrize("prefetch", [1, 2, 5, 50])
-def test_prefetching_changes_no_batch(encoded: EncodedSet, prefetch: int) -> None:
-    """Batches that are collated ahead are the batches that are collated in the loop."""
-    inline = content(list(loader(encoded, prefetch=0).steps(0, 12)))
-    assert content(list(loader(encoded, prefetch=prefetch).steps(0, 12))) == inline
 
 
 def test_starting_in_the_middle_goes_on_where_the_whole_run_would(encoded: EncodedSet) -> None:
@@ -96,65 +88,6 @@ def test_microbatches_are_counted_for_a_full_batch(encoded: EncodedSet) -> None:
     """Ten examples in threes make four microbatches; 45 examples in tens make five steps."""
     made = loader(encoded)
     assert (made.num_microbatches, made.steps_per_epoch) == (4, 5)
-
-
-class Watched(SequenceClassification):
-    """Counts the batches collated, and fails at the one it is told to."""
-
-    def __init__(self, *, fail_at: int | None = None) -> None:
-        super().__init__()
-        self.collated = 0
-        self.fail_at = fail_at
-
-    def collate(self, examples: Any, *, vocabulary: Vocabulary) -> Any:
-        self.collated += 1
-        if self.collated == self.fail_at:
-            raise ZeroDivisionError("on purpose")
-        return super().collate(examples, vocabulary=vocabulary)
-
-
-@pytest.mark.timeout(20)
-@pytest.mark.parametrize("prefetch", [0, 2])
-def test_an_error_while_collating_is_raised_in_the_loop(encoded: EncodedSet, prefetch: int) -> None:
-    """The step whose collation failed raises that error, after the steps before it came through."""
-    task = Watched(fail_at=6)  # four microbatches a step: the second step
-    steps = loader(encoded, task=task, prefetch=prefetch).steps(0, 5)
-    assert next(steps).examples == 10
-    with pytest.raises(ZeroDivisionError, match="on purpose"):
-        next(steps)
-    assert not collating()
-
-
-def collating() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("collate")]
-
-
-@pytest.mark.timeout(20)
-def test_leaving_early_ends_the_thread(encoded: EncodedSet) -> None:
-    """A loop that is left after one step, or a loader that is closed, leaves no thread behind."""
-    steps = loader(encoded).steps(0, 1000)
-    next(steps)
-    assert collating()
-    steps.close()  # type: ignore[attr-defined]
-    assert not collating()
-    made = loader(encoded)
-    waiting = made.steps(0, 1000)
-    next(waiting)
-    made.close()
-    made.close()
-    assert not collating()
-
-
-@pytest.mark.timeout(20)
-def test_no_more_than_the_set_number_of_steps_is_collated_ahead(encoded: EncodedSet) -> None:
-    """With prefetch 2, at most two steps wait while one is being used."""
-    task = Watched()
-    steps = loader(encoded, task=task, prefetch=2, microbatch_size=10).steps(0, 1000)
-    for _ in range(3):
-        next(steps)
-    threading.Event().wait(0.2)
-    assert task.collated <= 5
-    steps.close()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
