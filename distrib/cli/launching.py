@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
-import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,24 @@ from distrib.targets import build
 
 if TYPE_CHECKING:
     from distrib.launchers.base import Launcher, LaunchPlan
+    from distrib.launchers.forkserver import ForkServer
 
 
-def launch(config: RunConfig, run_dir: Path) -> int:
+def launch(config: RunConfig, run_dir: Path, *, server: ForkServer | None = None) -> int:
     """Runs the processes of one training run to their end; returns the exit code of the job."""
-    return _launcher(config).launch(launch_plan(config, run_dir))
+    return _launcher(config).launch(_plan(config, run_dir), server=server)
+
+
+@contextmanager
+def early_server() -> Iterator[ForkServer | None]:
+    """Begins to import torch for the ranks while the configuration is composed; None where it may not."""
+    from distrib.launchers.forkserver import ForkServer
+
+    if not ForkServer.available():
+        yield None
+        return
+    with ForkServer() as server:
+        yield server
 
 
 def describe(config: RunConfig, run_dir: Path) -> Iterator[str]:
@@ -28,7 +42,7 @@ def describe(config: RunConfig, run_dir: Path) -> Iterator[str]:
     yield yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
     yield from accumulation(config)
     yield ""
-    commands = _launcher(config).plan(launch_plan(config, run_dir))
+    commands = _launcher(config).plan(_plan(config, run_dir))
     yield f"{len(commands)} command{'s' if len(commands) > 1 else ''}:"
     for command in commands:
         environment = [f"{name}={value}" for name, value in sorted(command.env.items())]
@@ -47,15 +61,10 @@ def accumulation(config: RunConfig) -> Iterator[str]:
     yield f"processes        {processes}, each one data shard unless the strategy groups them"
 
 
-def launch_plan(config: RunConfig, run_dir: Path) -> LaunchPlan:
-    """What any launcher has to know; the rest it has from its own section."""
+def _plan(config: RunConfig, run_dir: Path) -> LaunchPlan:
     from distrib.launchers.base import LaunchPlan
 
-    return LaunchPlan(
-        run_dir=run_dir,
-        argv=(sys.executable, "-m", "distrib.worker", str(run_dir)),
-        start_timeout=config.timeouts.start,
-    )
+    return replace(LaunchPlan.of_worker(run_dir), start_timeout=config.timeouts.start)
 
 
 def _launcher(config: RunConfig) -> Launcher:

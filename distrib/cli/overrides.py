@@ -55,10 +55,10 @@ def _parse_one(parser: OverridesParser, text: str) -> Override:
     try:
         parsed = parser.parse_override(text)
     except HydraException as error:
-        key, _, value = text.partition("=")
+        left, _, right = text.partition("=")
         reason = str(error).splitlines()[0]
         remedy = f"write key=value, with quotes around a value that holds signs ({reason})"
-        raise ConfigError(key, value, remedy) from error
+        raise ConfigError(left, right, remedy) from error
     key: str = parsed.key_or_group
     value: Any = parsed.value()
     is_group = key in GROUPS and not isinstance(value, dict)

@@ -27,6 +27,17 @@ SWEEPS = Path("multirun")
 
 INTERRUPTED = 130
 
+STATUSES = {
+    "done": "green",
+    "stopped": "yellow",  # before its last step, by train.stop_after
+    "stopped by a signal": "yellow",  # SIGTERM or SIGUSR1; it has saved, and the sweep ends
+    "interrupted": "yellow",  # Ctrl-C; the sweep ends
+    "failed": "red",
+    "refused": "red",  # its configuration cannot run
+    "not run": "yellow",
+}
+"""How a trial may end, and its colour on screen."""
+
 RunTrial = Callable[[RunConfig, Path], int]
 """Trains one configuration in a run directory; returns an exit code."""
 
@@ -38,7 +49,7 @@ class Result:
     number: int
     overrides: tuple[str, ...]
     status: str
-    """``done``, ``stopped`` (before its last step), ``failed``, ``refused`` or ``interrupted``."""
+    """One of `STATUSES`."""
     run_dir: str | None = None
     metric: str | None = None
     value: float | None = None
@@ -48,17 +59,13 @@ class Result:
     """Why it did not end well."""
 
 
-def sweep(overrides: Sequence[str], *, config_dirs: Sequence[str], dry_run: bool) -> int:
+def sweep(overrides: Sequence[str], *, config_dirs: Sequence[str], run_trial: RunTrial) -> int:
     """Trains every combination; 0 where all ended well, 130 after Ctrl-C, else 1."""
-    from distrib.cli.launching import launch
-
     trials = make_trials(overrides, config_dirs=config_dirs)
-    if dry_run:
-        show(trials)
-        return 0
     root = make_root(trials)
-    results = run_all(trials, root, run_trial=launch)
-    return finish(results, root)
+    results = run_all(trials, root, run_trial=run_trial)
+    print_table(results, root)
+    return exit_code(results)
 
 
 def make_root(trials: Sequence[Trial]) -> Path:
@@ -76,27 +83,36 @@ def make_root(trials: Sequence[Trial]) -> Path:
     return root
 
 
-def run_all(trials: Sequence[Trial], root: Path, *, run_trial: RunTrial) -> list[Result]:
-    """Runs the trials in order; a failed one does not stop the others, Ctrl-C does."""
+def run_all(
+    trials: Sequence[Trial], root: Path, *, run_trial: RunTrial, is_main: bool = True
+) -> list[Result]:
+    """Runs the trials in order; a failed one does not stop the others, a signal does.
+
+    Args:
+        is_main: whether this process writes the directory; the others of the same sweep only take part.
+    """
     results: list[Result] = []
     for trial in trials:
-        print(f"\n{_title(trial, of=trials)}", flush=True)
-        results.append(run_one(trial, root / str(trial.number), run_trial=run_trial))
-        write_results(results, root)
-        if results[-1].status == "interrupted":
-            break
+        if results and results[-1].status in ("interrupted", "stopped by a signal"):
+            results.append(Result(number=trial.number, overrides=trial.overrides, status="not run"))
+        else:
+            results.append(run_one(trial, root / str(trial.number), run_trial=run_trial, is_main=is_main))
+        if is_main:
+            write_results(results, root)
     return results
 
 
-def run_one(trial: Trial, run_dir: Path, *, run_trial: RunTrial) -> Result:
+def run_one(trial: Trial, run_dir: Path, *, run_trial: RunTrial, is_main: bool) -> Result:
     """Trains one trial and reads from its directory how it went."""
+    started = time.monotonic()
     if isinstance(trial.config, ConfigError):
         return Result(
             number=trial.number, overrides=trial.overrides, status="refused", message=str(trial.config)
         )
-    run_dir.mkdir()
-    write_config(trial.config, run_dir)
-    started = time.monotonic()
+    if is_main:
+        print(f"\ntrial {trial.number}   {' '.join(trial.overrides)}", flush=True)
+        run_dir.mkdir()
+        write_config(trial.config, run_dir)
     try:
         code, message = run_trial(trial.config, run_dir), None
     except KeyboardInterrupt:
@@ -117,10 +133,12 @@ def _outcome(config: RunConfig, run_dir: Path, *, code: int, message: str | None
         return {"status": "interrupted"}
     if code != 0:
         return {"status": "failed", "message": message or f"exit code {code}; see {run_dir / 'logs'}"}
-    metric = getattr(locate(config.task, key="task", plugins=config.plugins), "primary_metric", None)
     summary = _read_summary(run_dir)
+    metric = getattr(locate(config.task, key="task", plugins=config.plugins), "primary_metric", None)
+    stopped_by = str(summary.get("stopped_by") or "")
+    by_signal = "stopped by a signal" if stopped_by.startswith("SIG") else "stopped"
     return {
-        "status": "stopped" if summary.get("stopped_by") else "done",
+        "status": by_signal if stopped_by else "done",
         "metric": metric,
         "value": summary.get("metrics", {}).get(metric),
         "steps": summary.get("steps"),
@@ -143,8 +161,8 @@ def write_results(results: Sequence[Result], root: Path) -> None:
     draft.replace(root / "sweep.json")
 
 
-def finish(results: Sequence[Result], root: Path) -> int:
-    """Prints the table of all trials and returns the exit code of the sweep."""
+def print_table(results: Sequence[Result], root: Path) -> None:
+    """All trials on screen, then why some did not end well."""
     from rich.console import Console
 
     from distrib.cli.table import sweep_table
@@ -153,20 +171,22 @@ def finish(results: Sequence[Result], root: Path) -> int:
     console.print(sweep_table(results, root=root))
     for result in results:
         if result.message is not None:
-            console.print(f"trial {result.number}: {result.message}", style="red", markup=False)
+            console.print(
+                f"trial {result.number}: {result.message}", style="red", markup=False, highlight=False
+            )
     print(f"sweep directory   {root}")
+
+
+def exit_code(results: Sequence[Result]) -> int:
+    """0 where every trial ended well, 130 after Ctrl-C, else 1."""
     statuses = {result.status for result in results}
     if "interrupted" in statuses:
         return INTERRUPTED
-    return 1 if statuses & {"failed", "refused"} else 0
+    return 0 if statuses <= {"done", "stopped"} else 1
 
 
 def show(trials: Sequence[Trial]) -> None:
     """What ``--dry-run`` prints of a sweep: what would run, and what is refused."""
     for trial in trials:
         refusal = f"   refused: {trial.config}" if isinstance(trial.config, ConfigError) else ""
-        print(_title(trial, of=trials) + refusal)
-
-
-def _title(trial: Trial, *, of: Sequence[Trial]) -> str:
-    return f"trial {trial.number} ({len(of)} in all)   {' '.join(trial.overrides)}"
+        print(f"trial {trial.number}   {' '.join(trial.overrides)}{refusal}")

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from distrib.cli.sweep import Result
-
-COLOURS = {"done": "green", "stopped": "yellow", "failed": "red", "refused": "red", "interrupted": "yellow"}
+from distrib.cli.sweep import STATUSES, Result
 
 
 def sweep_table(results: Sequence[Result], *, root: Path) -> Table:
@@ -38,7 +34,7 @@ def _row(result: Result, *, root: Path, name_metric: bool) -> list[Text]:
     return [
         Text(str(result.number)),
         Text(" ".join(result.overrides)),
-        Text(result.status, style=COLOURS[result.status]),
+        Text(result.status, style=STATUSES[result.status]),
         Text(f"{result.metric} {value}" if name_metric and value else value),
         Text("" if result.steps is None else str(result.steps)),
         Text("" if result.seconds is None else f"{result.seconds:.1f}"),

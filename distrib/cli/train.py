@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from distrib.config import RunConfig
+    from distrib.launchers.forkserver import ForkServer
+    from distrib.world import World
 
 HELP = "Train a model: one run, or with -m one run per combination of values."
 
@@ -45,36 +48,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The exit code of the run, or 1 where a trial of a sweep failed."""
+    """The exit code of the run, or 1 where a trial of a sweep did not end well."""
     from distrib.world import World
 
     world = World.from_env()
+    if args.dry_run:
+        return _show(args)
+    if world.size > 1:
+        return _join(args, world)
+    from distrib.cli.launching import early_server
+
+    with early_server() as server:
+        return _start(args, server)
+
+
+def _start(args: argparse.Namespace, server: ForkServer | None) -> int:
+    """Processes of our own."""
+    from distrib.cli.launching import launch
+
+    run_trial = partial(launch, server=server)
     if args.multirun:
         from distrib.cli.sweep import sweep
 
-        return sweep(args.overrides, config_dirs=args.config_dir, dry_run=args.dry_run)
-
+        return sweep(args.overrides, config_dirs=args.config_dir, run_trial=run_trial)
     from distrib.cli.compose import compose
-
-    config = compose(args.overrides, config_dirs=args.config_dir)
-    if args.dry_run:
-        return _show(config)
-    if world.size > 1:
-        from distrib.cli.joining import join
-
-        return join(config, world)
-    return start(config)
-
-
-def start(config: RunConfig) -> int:
-    """One run with processes of our own."""
-    from distrib.cli.launching import launch
     from distrib.cli.rundir import make_run_dir
 
+    config = compose(args.overrides, config_dirs=args.config_dir)
     announce(config)
     run_dir = make_run_dir(config)
     print(f"run directory   {run_dir}", flush=True)
-    return launch(config, run_dir)
+    return run_trial(config, run_dir)
+
+
+def _join(args: argparse.Namespace, world: World) -> int:
+    """One rank of a job that somebody else has started."""
+    from distrib.cli.compose import compose
+    from distrib.cli.joining import join, join_sweep
+
+    if args.multirun:
+        return join_sweep(args.overrides, config_dirs=args.config_dir, world=world)
+    return join(compose(args.overrides, config_dirs=args.config_dir), world)
 
 
 def announce(config: RunConfig) -> None:
@@ -89,10 +103,19 @@ def announce(config: RunConfig) -> None:
         print(f"changed         {key}: {before} -> {after} (this changes the result)")
 
 
-def _show(config: RunConfig) -> int:
+def _show(args: argparse.Namespace) -> int:
+    """``--dry-run``: everything that would happen, and nothing happens."""
+    from distrib.cli.compose import compose
     from distrib.cli.launching import describe
     from distrib.cli.rundir import RUNS
 
+    if args.multirun:
+        from distrib.cli.sweep import show
+        from distrib.cli.trials import make_trials
+
+        show(make_trials(args.overrides, config_dirs=args.config_dir))
+        return 0
+    config = compose(args.overrides, config_dirs=args.config_dir)
     run_dir = Path(config.run_dir) if config.run_dir else RUNS / config.name / "<time>"
     for line in describe(config, run_dir):
         print(line)

@@ -73,6 +73,8 @@ class ForkServer:
     def close(self) -> None:
         """Ends the server; may be called twice. Ranks still running are not its concern."""
         self._socket.close()
+        # It may be in the middle of its imports, and a misspelt key should not have to wait for them.
+        self._process.kill()
         self._process.wait()
 
     def __enter__(self) -> ForkServer:

@@ -8,6 +8,7 @@ from pathlib import Path
 from distrib.config import load
 from distrib.errors import LaunchError
 from distrib.launchers.base import Command, Launcher, LaunchPlan
+from distrib.launchers.forkserver import ForkServer
 
 
 class Recording(Launcher):
@@ -32,7 +33,7 @@ class Recording(Launcher):
             for rank in range(self.num_processes * self.num_nodes)
         ]
 
-    def launch(self, plan: LaunchPlan) -> int:
+    def launch(self, plan: LaunchPlan, *, server: ForkServer | None = None) -> int:
         config = load(plan.run_dir)
         (Path(plan.run_dir) / "launched.json").write_text(json.dumps([c.argv for c in self.plan(plan)]))
         if self.interrupt:

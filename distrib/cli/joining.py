@@ -1,0 +1,86 @@
+"""``distrib train`` as one rank of a job that torchrun, horovodrun, mpirun or srun has started.
+
+Every rank composes the same words; rank 0 alone makes the directory and tells the others. In a sweep
+each rank runs its part of every trial in a fresh process of its own, so that a trial that dies
+takes nothing with it; those processes meet at the store that this process (or torchrun) serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from distrib.config import RunConfig, digest
+from distrib.world import World
+
+
+def join(config: RunConfig, world: World) -> int:
+    """Takes part in one run. Raises `DistribError` where the ranks do not meet or do not agree."""
+    from distrib.rendezvous import agree
+    from distrib.worker import join as meet
+    from distrib.worker import work
+
+    world = meet(config, world)
+    run_dir = Path(agree(world, "run_dir", _make_run_dir(config) if world.rank == 0 else None))
+    work(config, run_dir=run_dir, world=world)
+    return 0
+
+
+def join_sweep(overrides: Sequence[str], *, config_dirs: Sequence[str], world: World) -> int:
+    """Takes part in every trial of a sweep; rank 0 keeps the results and prints the table."""
+    from distrib.cli.sweep import exit_code, make_root, print_table, run_all
+    from distrib.cli.trials import make_trials
+    from distrib.rendezvous import agree, meet
+
+    trials = make_trials(overrides, config_dirs=config_dirs)
+    configs = [trial.config for trial in trials if isinstance(trial.config, RunConfig)]
+    world = meet(world, timeout=configs[0].timeouts.start, digest=" ".join(map(digest, configs)))
+    root = Path(agree(world, "sweep", str(make_root(trials)) if world.rank == 0 else None))
+    results = run_all(trials, root, run_trial=partial(_run_trial, world=world), is_main=world.rank == 0)
+    if world.rank == 0:
+        print_table(results, root)
+    return exit_code(results)
+
+
+def _make_run_dir(config: RunConfig) -> str:
+    from distrib.cli.rundir import make_run_dir
+    from distrib.cli.train import announce
+
+    announce(config)
+    return str(make_run_dir(config))
+
+
+def _run_trial(config: RunConfig, run_dir: Path, *, world: World) -> int:
+    """This rank's process of one trial, from its start to its exit code."""
+    from distrib.launchers.base import Command, LaunchPlan
+    from distrib.launchers.starting import popen
+    from distrib.launchers.supervise import Supervisor
+    from distrib.rendezvous import agree
+
+    # Rank 0 has written the trial's config.yaml before it says so.
+    done = str(run_dir) if world.rank == 0 else None
+    agree(world, f"trial {run_dir.name}", done, timeout=config.timeouts.collective)
+    command = Command(
+        argv=LaunchPlan.of_worker(run_dir).argv,
+        env=variables(world, trial=run_dir.name),
+        rank=world.rank,
+        host=f"node {world.node}",
+    )
+    return Supervisor([command], start=popen, logs=run_dir / "logs").run()
+
+
+def variables(world: World, *, trial: str) -> dict[str, str]:
+    """``world`` in torchrun's names, at the store that is served already, under the trial's own name."""
+    return {
+        "RANK": str(world.rank),
+        "WORLD_SIZE": str(world.size),
+        "LOCAL_RANK": str(world.local_rank),
+        "LOCAL_WORLD_SIZE": str(world.local_size),
+        "GROUP_RANK": str(world.node),
+        "GROUP_WORLD_SIZE": str(world.num_nodes),
+        "MASTER_ADDR": str(world.master_address),
+        "MASTER_PORT": str(world.master_port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RUN_ID": f"{world.attempt}/trial-{trial}",
+    }
