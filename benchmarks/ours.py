@@ -132,4 +132,4 @@ def world(problem: Problem) -> World:
         return World()
     from distrib.rendezvous import meet
 
-    return meet(World.from_env())
+    return meet(World.from_env(), timeout=60.0, digest="benchmark")

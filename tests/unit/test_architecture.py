@@ -18,6 +18,7 @@ from architecture import (
     Source,
     classes,
     functions,
+    imports,
     layer,
     misplaced_engines,
     strategy_tests,
@@ -35,30 +36,40 @@ VALUES = {"core", "errors"}
 STATE = {"state", "tensor_file"}
 """How weights and optimizer state are handed over, one tensor at a time."""
 
+WORLD = {"world", "rank_variables"}
+"""Who this process is; the two read one table of variables."""
+
 ARROWS: dict[str, set[str]] = {
     "": set(),
     "core": set(),
     "errors": set(),
-    "world": VALUES,
+    "signals": set(),
+    "world": VALUES | WORLD,
+    "rank_variables": VALUES | WORLD,
+    "store": VALUES,
+    "rendezvous": VALUES | {"store"},
     "tensor_file": VALUES,
     "state": VALUES | STATE,
     "targets": VALUES,
     "config": VALUES | {"targets"},
     "optimizers": VALUES,
     "schedules": VALUES,
-    "rendezvous": VALUES | {"world"},
     "parallel": VALUES | STATE,
     "strategies": VALUES | STATE | {"parallel", "world", "rendezvous"},
-    "models": VALUES,
     "tasks": VALUES,
-    "data": VALUES,
+    "models": VALUES | {"data.files"},
+    "data": VALUES | {"config", "models.base", "tasks.base"},
     "tracking": VALUES,
-    "launchers": VALUES | {"world"},
+    "launchers": VALUES | WORLD | {"signals"},
     "metrics": VALUES,
-    "checkpoint": VALUES | STATE,
-    "checkpointing": VALUES | STATE | {"checkpoint"},
-    "trainer": VALUES | {"strategies.base", "tasks.base", "checkpointing", "metrics", "tracking", "data"},
-    "inference": VALUES | {"checkpoint", "recipes", "targets", "tasks.base", "parallel", "data"},
+    "checkpoint": VALUES | {"state"},
+    "checkpointing": VALUES | {"state", "checkpoint"},
+    "trainer": VALUES | {"strategies.base", "tasks.base", "tracking.base", "checkpointing", "metrics"},
+    "recipes": VALUES | {"config"},
+    "run": VALUES
+    | {"config", "recipes", "targets", "trainer", "checkpointing", "metrics", "data", "tracking"},
+    "worker": VALUES | WORLD | {"config", "launchers.failure", "rendezvous", "run", "signals"},
+    "inference": VALUES | {"checkpoint", "config", "data", "parallel", "recipes", "targets", "tasks.base"},
     "testing": VALUES | STATE | {"strategies.base", "parallel", "world", "config", "targets"},
 }
 """What each file or folder under ``distrib`` may import at run time, besides itself.
@@ -69,19 +80,22 @@ COMMAND_LINE = ("cli", "__main__")
 
 TYPES: dict[str, set[str]] = {
     "checkpointing": {"config", "strategies.base", "tasks.base", "world"},
-    "data": {"config", "models", "tasks"},
-    "metrics": {"data"},
-    "models": {"tasks", "data"},
+    "metrics": {"data.loader"},
+    "models": {"data.base", "tasks.base"},
+    "recipes": {"data.prepare", "models.base", "optimizers", "schedules", "tasks.base"},
+    "rendezvous": {"world"},
+    "run": {"strategies.base", "tasks.base", "world"},
+    "store": {"world"},
     "tracking": {"tasks.base"},
-    "trainer": {"config"},
+    "trainer": {"config", "data.loader"},
 }
 """What its annotations may name besides: imports that do not exist at run time."""
 
 ENGINES = {
     "deepspeed": "distrib.strategies.deepspeed",
     "horovod": "distrib.strategies.horovod",
-    "hydra": "distrib.cli",
     "wandb": "distrib.tracking",
+    "tensorboard": "distrib.tracking",
 }
 HEAVY = (
     "torch",
@@ -128,8 +142,20 @@ def test_imports_run_one_way(source: Source) -> None:
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 def test_an_engine_is_imported_in_its_own_file_only(source: Source) -> None:
-    """DeepSpeed, Horovod, Hydra and wandb are imported in one place, inside a function."""
+    """DeepSpeed, Horovod and the trackers' services are imported in one place, inside a function."""
     assert misplaced_engines(source, ENGINES) == []
+
+
+def test_hydra_is_the_command_lines_own() -> None:
+    """Workers read one finished file: nothing outside the command line knows Hydra or OmegaConf."""
+    users = {
+        source.name
+        for source in SOURCES
+        for found in imports(source)
+        if found.module.split(".")[0] in ("hydra", "omegaconf")
+    }
+    assert users
+    assert {name for name in users if not name.startswith("distrib.cli.")} == set()
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
