@@ -89,7 +89,10 @@ LAUNCHERS = (
     ),
 )
 
-MEETING = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", "DISTRIB_PORT_FD")
+PORT_FD = "DISTRIB_PORT_FD"
+"""Names the socket that rank 0 inherits, bound to MASTER_PORT already."""
+
+MEETING = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", PORT_FD)
 
 RANK_VARIABLES = frozenset(MEETING).union(*(variables.names for variables in LAUNCHERS))
 """What a launcher must take out of the environment before it sets its own."""
@@ -121,7 +124,7 @@ def _read(variables: Variables, environ: Mapping[str, str]) -> World:
         num_nodes=num_nodes,
         attempt="/".join(environ.get(name, "") for name in variables.attempt),
         store_is_served=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-        port_fd=int(environ["DISTRIB_PORT_FD"]) if "DISTRIB_PORT_FD" in environ else None,
+        port_fd=int(environ[PORT_FD]) if PORT_FD in environ else None,
     )
     if size == 1:
         return world

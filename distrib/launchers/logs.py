@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -25,32 +26,44 @@ def open_log(folder: Path, command: Command, *, size: int) -> tuple[Path, int]:
 
 
 class Mirror:
-    """Copies what is appended to a log to the screen, but for the rank's last words.
+    """Rank 0's standard error: into its log at once, and on screen but for the last words.
 
-    Those come last on screen, when every process has ended (`Death.describe`).
+    Those come last on screen, when every process has ended (`Death.describe`). The log itself cannot be
+    followed instead, because the rank writes more to it: what it shows on the terminal.
     """
 
-    def __init__(self, log: Path, *, rank: int, screen: TextIO | None = None) -> None:
-        self._log = log.open("rb")
-        self._log.seek(0, os.SEEK_END)
+    def __init__(self, log: int, *, rank: int = 0, screen: TextIO | None = None) -> None:
+        self._reading, self.writing = os.pipe()
+        os.set_blocking(self._reading, False)
+        self._log = os.dup(log)
         self._screen = screen or sys.stderr
         self._mark = FAILED.format(rank=rank).encode()
         self._pending = b""
 
     def update(self) -> None:
         """Shows the whole lines that are new."""
-        self._pending += self._log.read()
+        self._pending += self._read()
         if self._mark in self._pending:
             return
         lines, newline, self._pending = self._pending.rpartition(b"\n")
-        if newline:
-            self._screen.write((lines + newline).decode(errors="replace"))
-            self._screen.flush()
+        self._show(lines + newline)
 
     def close(self) -> None:
         """Shows the rest; last words stay for `Death.describe`."""
         self.update()
-        rest, _, _ = self._pending.partition(self._mark)
-        self._screen.write(rest.decode(errors="replace"))
-        self._screen.flush()
-        self._log.close()
+        self._show(self._pending.partition(self._mark)[0])
+        os.close(self._reading)
+        os.close(self._log)
+
+    def _read(self) -> bytes:
+        new = b""
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(self._reading, 65536):
+                os.write(self._log, part)
+                new += part
+        return new
+
+    def _show(self, text: bytes) -> None:
+        if text:
+            self._screen.write(text.decode(errors="replace"))
+            self._screen.flush()

@@ -16,6 +16,7 @@ from distrib.launchers.base import Command
 from distrib.launchers.failure import PEER_LOST, Death, first_cause
 from distrib.launchers.logs import Mirror, open_log
 from distrib.launchers.starting import Files, Running, Start
+from distrib.rank_variables import PORT_FD
 from distrib.signals import LIFELINE
 
 POLL_SECONDS = 0.02
@@ -96,14 +97,21 @@ class Supervisor:
 
     def _start_one(self, command: Command, *, log: int, path: Path, lifeline: int) -> Member:
         start = path.stat().st_size
-        first = command.rank == 0
-        if first:
-            self._mirror = Mirror(path, rank=0)
-        named = {LIFELINE: lifeline}
-        if first and self._port_fd is not None:
-            named["DISTRIB_PORT_FD"] = self._port_fd
-        files = Files(stdout=1 if first else log, stderr=log, named=named)
-        return Member(rank=command.rank, running=self._start(command, files), log=path, log_start=start)
+        if command.rank == 0:
+            running = self._start_first(command, log=log, lifeline=lifeline)
+        else:
+            running = self._start(command, Files(stdout=log, stderr=log, named={LIFELINE: lifeline}))
+        return Member(rank=command.rank, running=running, log=path, log_start=start)
+
+    def _start_first(self, command: Command, *, log: int, lifeline: int) -> Running:
+        """Rank 0: on the terminal, and on the port that was reserved."""
+        self._mirror = Mirror(log)
+        port = {} if self._port_fd is None else {PORT_FD: self._port_fd}
+        try:
+            files = Files(stdout=1, stderr=self._mirror.writing, named={LIFELINE: lifeline, **port})
+            return self._start(command, files)
+        finally:
+            os.close(self._mirror.writing)
 
     def _watch(self) -> bool:
         """Waits until all ranks ended well (True), one failed, or Ctrl-C came."""
