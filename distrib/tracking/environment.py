@@ -23,6 +23,7 @@ _SECRET_NAME = re.compile(
 )
 _SECRET_VALUE = re.compile(r"\b(hf_|ghp_|wandb_v1_)[A-Za-z0-9_-]{16,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 HIDDEN = "(hidden)"
+COMMAND = "command.txt"
 
 
 def versions() -> dict[str, str]:
@@ -64,6 +65,15 @@ def command_line(argv: Sequence[str] | None = None) -> str:
     program, *arguments = sys.argv if argv is None else argv
     name = "distrib" if Path(program).name == "__main__.py" else Path(program).name
     return shlex.join([name, *map(_without_secret, arguments)])
+
+
+def note_command(run_dir: Path, argv: Sequence[str] | None = None) -> None:
+    """Adds the command to ``command.txt``: one line for each time the run was started or resumed.
+
+    For the process that the user started: a rank that was launched does not know what was typed.
+    """
+    with (run_dir / COMMAND).open("a", encoding="utf-8") as commands:
+        commands.write(command_line(argv) + "\n")
 
 
 def _without_secret(argument: str) -> str:

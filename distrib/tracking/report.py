@@ -13,13 +13,11 @@ from typing import Any
 
 from distrib.errors import DataError
 from distrib.tracking.curves import curves
-from distrib.tracking.environment import without_secrets
+from distrib.tracking.environment import COMMAND, without_secrets
 from distrib.tracking.files import EVALUATION, METRICS, RUN, SUMMARY, read_json, read_metrics
 from distrib.tracking.text import bytes_text, clock_text, number_text, short_text
 
 PAGE = "report.html"
-COMMAND = "command.txt"
-"""What was typed, written by whoever made the run directory (`environment.command_line`)."""
 TEMPLATE = Path(__file__).parent / "template"
 CLASSES_DRAWN = 40
 """Largest confusion matrix drawn: beyond it the classes with the most examples."""

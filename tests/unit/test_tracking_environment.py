@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from distrib.tracking.environment import HIDDEN, command_line, hardware, versions, without_secrets
+from distrib.tracking.environment import (
+    HIDDEN,
+    command_line,
+    hardware,
+    note_command,
+    versions,
+    without_secrets,
+)
 
 
 def test_versions_and_hardware_without_torch() -> None:
@@ -82,3 +89,13 @@ def test_the_command_can_be_typed_again_without_its_secrets() -> None:
     argv = ["/somewhere/bin/distrib", "train", "experiment=news", "name=a b", "data.api_key=s3cr3t"]
     assert command_line(argv) == f"distrib train experiment=news 'name=a b' 'data.api_key={HIDDEN}'"
     assert command_line(["/somewhere/distrib/__main__.py", "train"]) == "distrib train"
+
+
+def test_every_command_of_a_run_is_noted(tmp_path: Path) -> None:
+    """The first and each that resumed it, in order."""
+    note_command(tmp_path, ["distrib", "train", "experiment=news"])
+    note_command(tmp_path, ["distrib", "train", "resume=runs/latest", "data.api_key=s3cr3t"])
+    assert (tmp_path / "command.txt").read_text().splitlines() == [
+        "distrib train experiment=news",
+        f"distrib train resume=runs/latest 'data.api_key={HIDDEN}'",
+    ]
