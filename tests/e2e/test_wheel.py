@@ -53,10 +53,9 @@ def test_the_wheel_holds_one_import_name_and_the_files_that_belong_to_it(wheel: 
     assert {top for top in tops if not top.endswith(".dist-info")} == {"distrib"}
     for folder in ("conf", "launch"):
         ours = {str(p.relative_to(ROOT)) for p in (ROOT / folder).rglob("*") if p.is_file()}
-        assert ours
         shipped = {name.removeprefix("distrib/") for name in names if name.startswith(f"distrib/{folder}/")}
         assert shipped == ours
-    assert "distrib/py.typed" in names
+    assert {"distrib/py.typed", "distrib/conf/config.yaml", "distrib/conf/experiment/news.yaml"} <= set(names)
 
 
 def test_the_installed_package_is_the_one_in_use(installed: Path, tmp_path: Path) -> None:
