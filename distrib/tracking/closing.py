@@ -25,11 +25,13 @@ def closing(info: RunInfo, *, report: Report | None, summary: Mapping[str, Any])
     yield ""
     if report is not None:
         yield from evaluation_tables(report)
-    run_dir = shown(info.run_dir)
+    run_dir, steps = shown(info.run_dir), int(summary.get("steps", info.num_steps))
+    if summary.get("stopped_by"):
+        yield f"stopped by      {summary['stopped_by']}, after step {steps} of {info.num_steps}; all is saved"
     yield from _speed(summary)
     yield f"run directory   {run_dir}"
     yield f"page            {shown(info.run_dir / 'report.html')}"
-    yield f"continue        {continue_command(info, steps=int(summary.get('steps', info.num_steps)))}"
+    yield f"continue        {continue_command(info, steps=steps)}"
     yield f"use             {use_command(info)}"
 
 

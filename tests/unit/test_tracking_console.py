@@ -76,6 +76,17 @@ def test_the_command_that_continues(
     assert shlex.split(command) == ["distrib", "train", f"resume={tmp_path}", *expected.split()]
 
 
+def test_a_stopped_run_says_by_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The signal, the step it stopped at, and the command that goes on to the planned end."""
+    console = Console()
+    write_run(console, info(tmp_path), last=13)
+    console.finish({"steps": 13, "stopped_by": "SIGTERM"})
+    console.close()
+    out = capsys.readouterr().out
+    assert "stopped by      SIGTERM, after step 13 of 40" in out
+    assert f"distrib train resume={tmp_path}\n" in out
+
+
 def test_the_commands_name_the_plugins(tmp_path: Path) -> None:
     """A run whose classes come from another package is continued and used with that package allowed."""
     facts = info(tmp_path, config={"train": {"steps": 40}, "plugins": ["mine", "yours"]})
