@@ -11,14 +11,18 @@ from distrib.errors import ConfigError
 from distrib.targets import build
 
 
-def check(config: RunConfig, *, config_dirs: Sequence[str] = ()) -> None:
-    """Raises `ConfigError` for the first thing that cannot run."""
+def check(config: RunConfig, *, world_size: int | None = None, config_dirs: Sequence[str] = ()) -> None:
+    """Raises `ConfigError` for the first thing that cannot run.
+
+    Args:
+        world_size: processes that somebody else has started; None: the launcher of ``config`` will.
+    """
     _check_chosen(config, config_dirs=config_dirs)
     _check_name(config.name)
     _check_numbers(config)
     _check_length(config.train)
     _check_batch(config.train)
-    _check_targets(config)
+    _check_targets(config, world_size=world_size)
 
 
 def _check_chosen(config: RunConfig, *, config_dirs: Sequence[str]) -> None:
@@ -82,10 +86,12 @@ def _check_batch(train: TrainConfig) -> None:
         )
 
 
-def _check_targets(config: RunConfig) -> None:
+def _check_targets(config: RunConfig, *, world_size: int | None) -> None:
     """Builds everything once: constructors are pure, and refuse what they cannot do."""
     built = {group: build(getattr(config, group), key=group, plugins=config.plugins) for group in TARGETS}
     for name, target in config.tracking.items():
         build(target, key=f"tracking.{name}", plugins=config.plugins)
+    launcher = built["launcher"]
+    built["strategy"].check(num_processes=world_size or launcher.num_processes * launcher.num_nodes)
     if config.train.steps is not None:
         built["schedule"].factor(0, config.train.steps)

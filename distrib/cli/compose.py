@@ -26,18 +26,25 @@ from distrib.config import RunConfig, from_dict, to_dict
 from distrib.errors import ConfigError
 
 
-def compose(overrides: Sequence[str], *, config_dirs: Sequence[str] = ()) -> RunConfig:
+def compose(
+    overrides: Sequence[str], *, config_dirs: Sequence[str] = (), world_size: int | None = None
+) -> RunConfig:
     """The run that ``overrides`` describe, checked as far as is possible without torch.
 
     With ``resume=<run directory or checkpoint>`` that run's ``config.yaml`` is the base, and only
     what the overrides name is changed. Raises `ConfigError` with the dotted key, value and remedy.
+
+    Args:
+        overrides: ``key=value`` in Hydra's grammar.
+        config_dirs: folders with more options for the groups.
+        world_size: as in `check`.
     """
     parsed = parse(overrides)
     values = _composed(parsed, config_dirs=config_dirs)
     if values.get("resume"):
         values = on_top_of(stored(values["resume"]), values, parsed)
     config = finish(values)
-    check(config, config_dirs=config_dirs)
+    check(config, world_size=world_size, config_dirs=config_dirs)
     return config
 
 

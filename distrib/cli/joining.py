@@ -33,13 +33,15 @@ def join_sweep(overrides: Sequence[str], *, config_dirs: Sequence[str], world: W
     from distrib.cli.trials import make_trials
     from distrib.rendezvous import agree, meet
 
-    trials = make_trials(overrides, config_dirs=config_dirs)
+    trials = make_trials(overrides, config_dirs=config_dirs, world_size=world.size)
     configs = [trial.config for trial in trials if isinstance(trial.config, RunConfig)]
     world = meet(world, timeout=configs[0].timeouts.start, digest=" ".join(map(digest, configs)))
     root = Path(agree(world, "sweep", str(make_root(trials)) if world.rank == 0 else None))
     results = run_all(trials, root, run_trial=partial(_run_trial, world=world), is_main=world.rank == 0)
     if world.rank == 0:
         print_table(results, root)
+    # torchrun ends every rank when one exits with an error: rank 0 must have printed the table by then.
+    agree(world, "table", "shown" if world.rank == 0 else None)
     return exit_code(results)
 
 

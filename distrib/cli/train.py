@@ -88,7 +88,7 @@ def _join(args: argparse.Namespace, world: World) -> int:
 
     if args.multirun:
         return join_sweep(args.overrides, config_dirs=args.config_dir, world=world)
-    return join(compose(args.overrides, config_dirs=args.config_dir), world)
+    return join(compose(args.overrides, config_dirs=args.config_dir, world_size=world.size), world)
 
 
 def announce(config: RunConfig) -> None:

@@ -29,7 +29,9 @@ class Trial:
     """Its configuration, or why there is none."""
 
 
-def make_trials(overrides: Sequence[str], *, config_dirs: Sequence[str] = ()) -> list[Trial]:
+def make_trials(
+    overrides: Sequence[str], *, config_dirs: Sequence[str] = (), world_size: int | None = None
+) -> list[Trial]:
     """Splits ``a=1,2``, ``a=range(1,4)``, ``a=choice(x,y)`` and ``group=glob(*)`` into single runs.
 
     A combination that cannot run is kept, with its reason, beside those that can. Raises `ConfigError`
@@ -40,14 +42,17 @@ def make_trials(overrides: Sequence[str], *, config_dirs: Sequence[str] = ()) ->
     trials = []
     for number, texts in enumerate(_combinations(parsed)):
         own = tuple(text for text in texts if text.partition("=")[0] in varied)
-        trials.append(Trial(number=number, overrides=own, config=_compose(texts, config_dirs=config_dirs)))
+        config = _compose(texts, config_dirs=config_dirs, world_size=world_size)
+        trials.append(Trial(number=number, overrides=own, config=config))
     _check_some_can_run(trials)
     return trials
 
 
-def _compose(overrides: Sequence[str], *, config_dirs: Sequence[str]) -> RunConfig | ConfigError:
+def _compose(
+    overrides: Sequence[str], *, config_dirs: Sequence[str], world_size: int | None
+) -> RunConfig | ConfigError:
     try:
-        config = compose(overrides, config_dirs=config_dirs)
+        config = compose(overrides, config_dirs=config_dirs, world_size=world_size)
     except ConfigError as error:
         return error
     if config.resume is not None:

@@ -34,6 +34,12 @@ T = TypeVar("T")
 class Strategy(ABC):
     """Performs optimizer steps: decides where microbatches run and how their gradients meet."""
 
+    def check(self, *, num_processes: int) -> None:  # noqa: B027
+        """Raises `ConfigError` where it cannot run on that many processes; any number is right for most.
+
+        Asked before a process starts, so it looks at the constructor's arguments alone.
+        """
+
     @abstractmethod
     def setup(self, job: Job, world: World) -> None:
         """Builds, shards and wraps the model and its optimizer on ``world.device``."""

@@ -22,9 +22,13 @@ class Single(Strategy):
 
     _replica: Replica
 
+    def check(self, *, num_processes: int) -> None:
+        if num_processes != 1:
+            remedy = f"is for one process, not {num_processes}; use strategy=ddp"
+            raise ConfigError("strategy", "single", remedy)
+
     def setup(self, job: Job, world: World) -> None:
-        if world.size != 1:
-            raise ConfigError("strategy", "single", f"{world.size} processes were started; use strategy=ddp")
+        self.check(num_processes=world.size)
         from distrib.parallel.replica import Replica
 
         self._replica = Replica(job, device=world.device)

@@ -111,7 +111,9 @@ def test_a_launcher_that_gives_up_is_a_message(capsys: pytest.CaptureFixture[str
 
 def test_dry_run_shows_everything_and_makes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """The configuration, how the global batch is cut and each command; no file is written."""
-    assert main([*TINY, "--dry-run", "launcher.num_processes=3", "train.microbatch_size=2"]) == 0
+    assert (
+        main([*TINY, "--dry-run", "strategy=ddp", "launcher.num_processes=3", "train.microbatch_size=2"]) == 0
+    )
     text = capsys.readouterr().out
     head = text.partition("\nglobal batch")[0]
     assert yaml.safe_load(head)["launcher"]["num_processes"] == 3

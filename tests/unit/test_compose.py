@@ -99,6 +99,7 @@ def test_every_experiment_composes(experiment: str) -> None:
         ("schedule.warmup=21", "schedule.warmup", "longer than the whole run of 20 steps"),
         ("optimizer.lr=-1", "optimizer.lr", "must not be negative"),
         ("task=null", "task", "available: causal_lm, sequence_classification, token_classification"),
+        ("launcher.num_processes=2", "strategy", "use strategy=ddp"),
         ("strategy._target_=os.system", "strategy._target_", "add plugins=[os]"),
         ("strategy=single,ddp", "strategy", "--multirun"),
     ],
@@ -111,6 +112,13 @@ def test_near_misses_say_what_would_work(override: str, key: str, says: str | No
     error = refused("experiment=tiny", override)
     assert error.key == key
     assert says in error.remedy
+
+
+def test_a_world_from_outside_counts_instead_of_the_launcher() -> None:
+    """Under torchrun the number of processes is the world's, whatever the launcher section says."""
+    assert compose(["experiment=tiny", "launcher.num_processes=2"], world_size=1).name == "tiny"
+    with pytest.raises(ConfigError, match="not 3"):
+        compose(["experiment=tiny"], world_size=3)
 
 
 def test_nothing_chosen_names_the_whole_runs() -> None:
@@ -216,11 +224,11 @@ def test_a_resumed_run_keeps_its_configuration(finished: Path, place: str) -> No
 
 def test_overrides_go_on_top_of_a_resumed_run(finished: Path) -> None:
     """A value changes that value alone, a group choice that whole group; both are checked again."""
-    config = compose([f"resume={finished}", "strategy=single", "train.steps=12", "launcher.num_processes=3"])
+    config = compose([f"resume={finished}", "strategy=single", "train.steps=12", "launcher.threads=3"])
     assert config.strategy == {"_target_": "distrib.strategies.single.Single"}
     assert config.choices["strategy"] == "single"
     assert (config.train.steps, config.seed, config.optimizer["lr"]) == (12, 5, 0.5)
-    assert config.launcher["num_processes"] == 3
+    assert config.launcher["threads"] == 3
     assert refused(f"resume={finished}", "train.step=12").remedy.startswith("no such key; did you mean")
     assert refused(f"resume={finished}", "experiment=tiny").key == "experiment"
 
