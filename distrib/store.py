@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -84,11 +85,19 @@ def _address(world: World) -> tuple[str, int]:
 
 
 def _within(seconds: float, make: Callable[[], TCPStore]) -> TCPStore | None:
-    made: list[TCPStore] = []
-    thread = threading.Thread(target=lambda: made.append(make()), name="store", daemon=True)
-    thread.start()
-    thread.join(max(seconds, 0.1))
-    return made[0] if made else None
+    from torch.distributed import DistError
+
+    made: Future[TCPStore] = Future()
+
+    def run() -> None:
+        try:
+            made.set_result(make())
+        except DistError as error:
+            made.set_exception(error)
+
+    threading.Thread(target=run, name="store", daemon=True).start()
+    done, _ = wait([made], timeout=max(seconds, 0.1))
+    return made.result() if done else None
 
 
 def _unreachable(world: World, timeout: float, why: str) -> LaunchError:

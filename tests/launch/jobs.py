@@ -37,7 +37,9 @@ class Job:
 
     def wait_ready(self) -> None:
         """Until every rank has said that it is where the test wants it."""
-        wait_until(lambda: all((self.folder / f"ready-{rank}").exists() for rank in range(self.num_processes)))
+        wait_until(
+            lambda: all((self.folder / f"ready-{rank}").exists() for rank in range(self.num_processes))
+        )
 
     def end(self) -> Ended:
         since = time.monotonic()

@@ -77,9 +77,9 @@ def test_the_cause_is_reported_and_not_its_consequence(tmp_path: Path) -> None:
         assert "rank 0 failed" not in ended.err
 
 
-def test_a_rank_that_ignores_sigterm_is_killed(tmp_path: Path, preload: str) -> None:
+def test_a_rank_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     """A failure ends the job within seconds even where a rank does not want to go."""
-    with job(tmp_path, "standin", "is_stubborn", str(tmp_path), preload=preload) as started:
+    with job(tmp_path, "standin", "is_stubborn", str(tmp_path)) as started:
         ended = started.end()
         assert ended.code == 3
         assert ended.seconds < 10
@@ -129,7 +129,9 @@ def test_rank_zero_sees_the_terminal(tmp_path: Path, preload: str) -> None:
     """Rank 0 has the launcher's own terminal for its progress bar; the other ranks have a file."""
     screen, terminal = pty.openpty()
     try:
-        with job(tmp_path, "standin", "shows_terminal", str(tmp_path), preload=preload, stdout=terminal) as started:
+        with job(
+            tmp_path, "standin", "shows_terminal", str(tmp_path), preload=preload, stdout=terminal
+        ) as started:
             started.process.wait(20)
             assert "rank 0: terminal True" in started.log(0)
             assert "rank 1: terminal False" in started.log(1)
