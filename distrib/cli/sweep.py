@@ -93,7 +93,7 @@ def run_all(
     """
     results: list[Result] = []
     for trial in trials:
-        if results and results[-1].status in ("interrupted", "stopped by a signal"):
+        if any(result.status in ("interrupted", "stopped by a signal") for result in results):
             results.append(Result(number=trial.number, overrides=trial.overrides, status="not run"))
         else:
             results.append(run_one(trial, root / str(trial.number), run_trial=run_trial, is_main=is_main))

@@ -124,8 +124,8 @@ def test_one_bad_trial_does_not_stop_the_sweep(
 
 def test_ctrl_c_ends_the_sweep() -> None:
     """No further trial starts; what was done so far is kept; the exit code is 130."""
-    assert main([*TINY, "launcher.interrupt=false,true,false"]) == 130
-    assert [result["status"] for result in results()] == ["done", "interrupted", "not run"]
+    assert main([*TINY, "launcher.interrupt=false,true,false,false"]) == 130
+    assert [result["status"] for result in results()] == ["done", "interrupted", "not run", "not run"]
 
 
 def test_the_directory_may_be_named() -> None:
