@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from distrib.tasks.base import Example
 
-NOT_INPUTS = ("labels", "num_bytes")
-
 
 class CausalLM(Task):
     """Sequences of exactly ``max_length`` tokens (the last may be shorter), cut from whole documents.
@@ -57,9 +55,9 @@ class CausalLM(Task):
         return {**tensors, "num_bytes": flat(examples, "num_bytes")}
 
     def loss(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
-        from distrib.tasks.tensors import summed_loss
+        from distrib.tasks.tensors import logits, summed_loss
 
-        return summed_loss(_scores(model, tensors), tensors["labels"])
+        return summed_loss(logits(model, tensors, no_inputs=("num_bytes",)), tensors["labels"])
 
     def zeros(self, *, vocabulary: Vocabulary) -> dict[str, Tensor]:
         from torch import float64, zeros
@@ -68,11 +66,11 @@ class CausalLM(Task):
 
     def evaluate(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         from distrib.core import IGNORED
-        from distrib.tasks.tensors import loss_sums
+        from distrib.tasks.tensors import logits, loss_sums
 
         labels = tensors["labels"]
         real = (labels != IGNORED).any(-1)  # a ghost has bytes, but no target
-        sums = loss_sums(_scores(model, tensors), labels)
+        sums = loss_sums(logits(model, tensors, no_inputs=("num_bytes",)), labels)
         return {**sums, "bytes": (tensors["num_bytes"] * real).sum().double()}
 
     def report(self, sums: Mapping[str, Tensor], *, vocabulary: Vocabulary) -> Report:
@@ -100,12 +98,6 @@ class CausalLM(Task):
             tokens.append(int(logits(model, {"input_ids": seen})[0, -1].argmax()))
         continuation: str = tokenizer.decode(tokens[start:], skip_special_tokens=True)
         return continuation
-
-
-def _scores(model: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
-    from distrib.tasks.tensors import logits
-
-    return logits(model, {name: tensor for name, tensor in tensors.items() if name not in NOT_INPUTS})
 
 
 def _text(record: Mapping[str, Any]) -> str:

@@ -58,9 +58,9 @@ class SequenceClassification(Task):
         return {**tensors, "labels": flat(examples, "labels")}
 
     def loss(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
-        from distrib.tasks.tensors import summed_loss
+        from distrib.tasks.tensors import logits, summed_loss
 
-        return summed_loss(_scores(model, tensors), tensors["labels"])
+        return summed_loss(logits(model, tensors), tensors["labels"])
 
     def zeros(self, *, vocabulary: Vocabulary) -> dict[str, Tensor]:
         from torch import float64, zeros
@@ -71,9 +71,9 @@ class SequenceClassification(Task):
 
     def evaluate(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         from distrib.core import IGNORED
-        from distrib.tasks.tensors import counts, loss_sums
+        from distrib.tasks.tensors import counts, logits, loss_sums
 
-        scores, labels = _scores(model, tensors), tensors["labels"]
+        scores, labels = logits(model, tensors), tensors["labels"]
         num, real = scores.shape[-1], labels != IGNORED
         cells = labels[real] * num + scores.argmax(-1)[real]
         return {**loss_sums(scores, labels), "confusion": counts(cells, num=num * num).view(num, num)}
@@ -106,12 +106,6 @@ class SequenceClassification(Task):
             }
             for text, row in zip(texts, shares.tolist(), strict=True)
         ]
-
-
-def _scores(model: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
-    from distrib.tasks.tensors import logits
-
-    return logits(model, {name: tensor for name, tensor in tensors.items() if name != "labels"})
 
 
 def _text(record: Mapping[str, Any]) -> str:

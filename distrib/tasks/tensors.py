@@ -38,8 +38,12 @@ def flat(examples: Sequence[Example], name: str) -> Tensor:
     return torch.from_numpy(np.concatenate([example[name] for example in examples]).astype(np.int64))
 
 
-def logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The model's scores, whether it returns a tensor or an output object with ``logits``."""
+def logits(model: nn.Module, tensors: Mapping[str, Tensor], *, no_inputs: Sequence[str] = ()) -> Tensor:
+    """The model's scores, whether it returns a tensor or an output object with ``logits``.
+
+    It is given all tensors but ``labels`` and those named as ``no_inputs``.
+    """
+    inputs = {name: t for name, t in tensors.items() if name != "labels" and name not in no_inputs}
     output: Any = model(**inputs)
     scores: Tensor = output if isinstance(output, torch.Tensor) else output.logits
     return scores

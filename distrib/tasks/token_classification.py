@@ -65,9 +65,9 @@ class TokenClassification(Task):
         return padded(examples, {"input_ids": vocabulary.pad_token_id, "labels": IGNORED})
 
     def loss(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
-        from distrib.tasks.tensors import summed_loss
+        from distrib.tasks.tensors import logits, summed_loss
 
-        return summed_loss(_scores(model, tensors), tensors["labels"])
+        return summed_loss(logits(model, tensors), tensors["labels"])
 
     def zeros(self, *, vocabulary: Vocabulary) -> dict[str, Tensor]:
         from torch import float64, zeros
@@ -78,9 +78,9 @@ class TokenClassification(Task):
 
     def evaluate(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         from distrib.tasks.entities import entity_counts
-        from distrib.tasks.tensors import loss_sums
+        from distrib.tasks.tensors import logits, loss_sums
 
-        scores, labels = _scores(model, tensors), tensors["labels"]
+        scores, labels = logits(model, tensors), tensors["labels"]
         entities = entity_counts(scores.argmax(-1), labels, num_tags=scores.shape[-1])
         return {**loss_sums(scores, labels), **entities}
 
@@ -109,12 +109,6 @@ class TokenClassification(Task):
             for place in range(len(texts))
         ]
         return [{"text": text, "entities": entities} for text, entities in zip(texts, found, strict=True)]
-
-
-def _scores(model: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
-    from distrib.tasks.tensors import logits
-
-    return logits(model, {name: tensor for name, tensor in tensors.items() if name != "labels"})
 
 
 def _words(record: Mapping[str, Any]) -> Sequence[str]:
