@@ -37,6 +37,7 @@ __all__ = [
     "load",
     "read_yaml",
     "to_dict",
+    "to_yaml",
 ]
 
 T = TypeVar("T")
@@ -113,6 +114,7 @@ class RunConfig:
     name: str
     """The experiment's name; the run directory is ``runs/<name>/<time>``."""
     seed: int = 0
+    """Of the initial weights, the order of the data, dropout and masking."""
     run_dir: str | None = None
     """Where the run is written; null: ``runs/<name>/<time>``."""
     resume: str | None = None
@@ -172,8 +174,15 @@ def dump(config: RunConfig, path: str | os.PathLike[str]) -> None:
     """Writes ``config`` so that `load` gives an equal value; the file is whole or not there."""
     file = Path(path)
     draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    draft.write_text(to_yaml(config), encoding="utf-8")
     draft.replace(file)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The text of ``config.yaml``."""
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    text: str = yaml.dump(to_dict(config), Dumper=dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

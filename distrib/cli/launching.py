@@ -10,9 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
-from distrib.config import RunConfig, to_dict
+from distrib.config import RunConfig, TrainConfig, to_yaml
 from distrib.targets import build
 
 if TYPE_CHECKING:
@@ -39,21 +37,20 @@ def early_server() -> Iterator[ForkServer | None]:
 
 def describe(config: RunConfig, run_dir: Path) -> Iterator[str]:
     """What ``--dry-run`` prints: the configuration, the derived accumulation, the commands."""
-    yield yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
-    yield from accumulation(config)
+    launcher = _launcher(config)
+    yield to_yaml(config)
+    yield from accumulation(config.train, processes=launcher.num_processes * launcher.num_nodes)
     yield ""
-    commands = _launcher(config).plan(_plan(config, run_dir))
+    commands = launcher.plan(_plan(config, run_dir))
     yield f"{len(commands)} command{'s' if len(commands) > 1 else ''}:"
     for command in commands:
         environment = [f"{name}={value}" for name, value in sorted(command.env.items())]
         yield f"  rank {command.rank} on {command.host}:  {shlex.join([*environment, *command.argv])}"
 
 
-def accumulation(config: RunConfig) -> Iterator[str]:
+def accumulation(train: TrainConfig, *, processes: int) -> Iterator[str]:
     """How a global batch is cut: derived from the two batch sizes and the number of processes, never set."""
-    train = config.train
     microbatches = math.ceil(train.global_batch_size / train.microbatch_size)
-    processes = config.launcher["num_processes"] * config.launcher["num_nodes"]
     shares = [len(range(shard, microbatches, processes)) for shard in range(processes)]
     yield f"global batch     {train.global_batch_size} examples"
     yield f"microbatches     {microbatches} of {train.microbatch_size} examples per step"

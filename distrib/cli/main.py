@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # `distrib ... | head`: the reader has seen enough
-        sys.stderr.close()
+        # As Python's documentation of SIGPIPE advises, so that the flush at exit does not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
@@ -52,7 +54,10 @@ def _run(command: str, argv: Sequence[str]) -> int:
         parser.epilog = getattr(module, "epilog", str)()
     module.add_arguments(parser)
     # Intermixed, so that flags may stand between key=value settings.
-    code: int = module.run(parser.parse_intermixed_args(argv))
+    try:
+        code: int = module.run(parser.parse_intermixed_args(argv))
+    finally:
+        sys.stdout.flush()
     return code
 
 

@@ -96,6 +96,8 @@ def _typed(schema: Schema, values: Mapping[str, Any], *, prefix: str) -> dict[st
         except OmegaConfBaseException as error:
             remedy = f"{_name(schema.hints[name])} is expected: {str(error).splitlines()[0]}"
             raise ConfigError(f"{prefix}{name}", value, remedy) from error
+        if OmegaConf.is_interpolation(node, name):  # only in a stored file: composing has resolved the others
+            raise ConfigError(f"{prefix}{name}", value, "give the value itself")
     checked: dict[str, Any] = OmegaConf.to_container(node, enum_to_str=True)  # type: ignore[assignment]
     return checked
 

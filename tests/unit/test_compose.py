@@ -249,6 +249,14 @@ def test_a_resumed_run_does_not_allow_its_own_code(finished: Path) -> None:
     assert compose([f"resume={finished}", "plugins=[third_party]"]).plugins == ("third_party",)
 
 
+def test_a_stored_configuration_is_not_evaluated(finished: Path) -> None:
+    """A run directory cannot have the environment of whoever resumes it written into a file."""
+    stored = yaml.safe_load((finished / "config.yaml").read_text())
+    stored["name"] = "${oc.env:HOME}"
+    (finished / "config.yaml").write_text(yaml.safe_dump(stored))
+    assert refused(f"resume={finished}").key == "name"
+
+
 def test_a_link_is_followed_before_it_moves(finished: Path, tmp_path: Path) -> None:
     """`resume=runs/latest` means the run it pointed to when the command was given."""
     (tmp_path / "latest").symlink_to(finished)

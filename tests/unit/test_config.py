@@ -110,8 +110,8 @@ def test_only_classes_of_distrib_can_be_built(path: str | None) -> None:
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A third party's package, importable as ``third_party``."""
-    package = tmp_path / "third_party"
+    """A third party's package, importable as ``test_config_plugin``."""
+    package = tmp_path / "test_config_plugin"
     package.mkdir()
     (package / "__init__.py").write_text(
         "class Outer:\n"
@@ -122,13 +122,13 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "        raise ValueError(f'size {size} is odd')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    return "third_party"
+    return "test_config_plugin"
 
 
 def test_a_plugin_is_built_only_when_named(plugin: str) -> None:
     """Another package's class needs `plugins`, and the message says exactly what to add."""
-    target = {"_target_": "third_party.Outer", "inner": 1, "many": []}
-    with pytest.raises(ConfigError, match=r"if you trust third_party, add plugins=\[third_party\]"):
+    target = {"_target_": "test_config_plugin.Outer", "inner": 1, "many": []}
+    with pytest.raises(ConfigError, match=r"if you trust test_config_plugin, add plugins=\[test_config_plugin\]"):
         build(target, key="strategy", plugins=())
     assert build(target, key="strategy", plugins=[plugin]).inner == 1
 
@@ -136,7 +136,7 @@ def test_a_plugin_is_built_only_when_named(plugin: str) -> None:
 def test_targets_within_targets_are_built(plugin: str) -> None:
     """Nested targets, also in lists, are built; the allow-list holds for them too, under their key."""
     linear = {"_target_": "distrib.schedules.Linear"}
-    target = {"_target_": "third_party.Outer", "inner": linear, "many": [linear, 2]}
+    target = {"_target_": "test_config_plugin.Outer", "inner": linear, "many": [linear, 2]}
     outer = build(target, key="strategy", plugins=[plugin])
     assert isinstance(outer.inner, Linear)
     assert isinstance(outer.many[0], Linear)
@@ -148,8 +148,8 @@ def test_targets_within_targets_are_built(plugin: str) -> None:
     ("target", "says"),
     [
         ({"_target_": "distrib.schedules.Linear", "warm": 5}, "unexpected keyword argument 'warm'"),
-        ({"_target_": "third_party.Outer"}, "missing a required argument: 'inner'"),
-        ({"_target_": "third_party.Refuses", "size": 3}, "refuses these arguments: size 3 is odd"),
+        ({"_target_": "test_config_plugin.Outer"}, "missing a required argument: 'inner'"),
+        ({"_target_": "test_config_plugin.Refuses", "size": 3}, "refuses these arguments: size 3 is odd"),
     ],
 )
 def test_arguments_a_constructor_refuses_are_config_errors(
