@@ -1,12 +1,13 @@
-"""A rank that holds the whole model: what strategies with replicated weights are made of."""
+"""The model and its optimizer on one rank: what strategies with torch's own optimizers are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from distrib.core import Batch, Job, StepResult
 from distrib.parallel.accumulate import Context, accumulate
@@ -15,15 +16,35 @@ from distrib.parallel.state import load_replica, save_replica
 from distrib.parallel.update import clip_and_update
 from distrib.state import StateReader, StateWriter
 
+SaveState = Callable[[StateWriter, nn.Module, Optimizer], None]
+LoadState = Callable[[StateReader, nn.Module, Optimizer], None]
+
 
 class Replica:
-    """The model, its optimizer and the arithmetic of one step, on one device."""
+    """The model, its optimizer and the arithmetic of one step, on one device.
 
-    def __init__(self, job: Job, *, device: str) -> None:
+    Args:
+        place: puts the fresh model where it is trained; default: whole on ``device``.
+        total_norm: the norm of the whole gradient from what this rank holds of it.
+        local: what this rank holds of a gradient.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        device: str,
+        place: Callable[[nn.Module], nn.Module] | None = None,
+        total_norm: Callable[[Sequence[Tensor]], Tensor] = torch.nn.utils.get_total_norm,
+        local: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.job = job
         self.device = torch.device(device)
         self.forward_context = autocast(job.precision, self.device)
-        self.module: nn.Module = job.build_model().to(self.device)
+        model = job.build_model()
+        self.module = model.to(self.device) if place is None else place(model)
+        self.total_norm = total_norm
+        self.local = local
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizer = job.build_optimizer(
             (name, p) for name, p in self.module.named_parameters() if p.requires_grad
@@ -50,9 +71,13 @@ class Replica:
             hold_sync=hold_sync,
             factor=factor * self.scale.value,
         )
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if self.local is not None:
+            gradients = [self.local(gradient) for gradient in gradients]
         norm, updated = clip_and_update(
             self.optimizer,
-            self.parameters,
+            gradients,
+            norm=self.total_norm(gradients),
             lr=self.job.lr(step),
             max_grad_norm=self.job.max_grad_norm,
             loss_scale=self.scale.value,
@@ -69,15 +94,15 @@ class Replica:
         finally:
             self.module.train()
 
-    def save(self, writer: StateWriter) -> None:
+    def save(self, writer: StateWriter, *, save_state: SaveState = save_replica) -> None:
         """Hands over weights, optimizer state and, under fp16, the loss scale."""
-        save_replica(writer, self.module, self.optimizer)
+        save_state(writer, self.module, self.optimizer)
         if self.scale.dynamic:
             writer.note("loss_scale", {"value": self.scale.value, "good_steps": self.scale.good_steps})
 
-    def load(self, reader: StateReader) -> None:
+    def load(self, reader: StateReader, *, load_state: LoadState = load_replica) -> None:
         """Takes what `save` handed over."""
-        load_replica(reader, self.module, self.optimizer)
+        load_state(reader, self.module, self.optimizer)
         saved = reader.note("loss_scale")
         if self.scale.dynamic and saved is not None:
             self.scale.value, self.scale.good_steps = float(saved["value"]), int(saved["good_steps"])

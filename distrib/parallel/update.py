@@ -1,4 +1,4 @@
-"""The end of an optimizer step on a rank that holds the whole gradient: clip, update, clear."""
+"""The end of an optimizer step: clip by the global norm, update, clear."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 CLIP_EPSILON = 1e-6
@@ -15,19 +15,20 @@ CLIP_EPSILON = 1e-6
 
 def clip_and_update(
     optimizer: Optimizer,
-    parameters: Sequence[nn.Parameter],
+    gradients: Sequence[Tensor],
     *,
+    norm: Tensor,
     lr: float,
     max_grad_norm: float | None,
     loss_scale: float = 1.0,
 ) -> tuple[Tensor, bool]:
-    """One update from the gradients in ``parameters``, which are cleared.
+    """One update from the gradients of the optimizer's parameters, which are cleared.
 
-    Returns the gradient's norm before clipping and whether the update was made: it is left out
-    when the norm is not finite. Waits for the device once, to learn that.
+    ``gradients`` is what this rank holds of them, ``norm`` the norm of the whole gradient; both
+    still carry ``loss_scale``. Returns the true norm before clipping and whether the update was
+    made: it is left out when the norm is not finite. Waits for the device once, to learn that.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients) / loss_scale
+    norm = norm / loss_scale
     value = norm.item()
     updated = math.isfinite(value)
     if updated:

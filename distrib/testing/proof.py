@@ -220,7 +220,9 @@ def evaluation(strategy: Strategy, *, batch_size: int = 5) -> dict[str, float]:
         for i in range(0, len(data), batch_size)
     ]
     sums = {name: torch.zeros((), dtype=torch.float64) for name in ("loss", "right", "targets")}
-    for batch in strategy.shard.take(batches) or [batches[0].ghost()]:
+    while len(batches) % strategy.shard.count:  # every shard evaluates equally often, as in training
+        batches.append(batches[0].ghost())
+    for batch in strategy.shard.take(batches):
         for name, value in strategy.eval_step(batch).items():
             sums[name] += value
     return {name: value.item() for name, value in strategy.reduce(sums).items()}

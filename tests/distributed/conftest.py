@@ -13,15 +13,21 @@ NUM_WORKERS = 4
 
 @pytest.fixture(scope="session")
 def shelf() -> Iterator[list[Workers]]:
-    """The one set of workers in use; started before the first test, so that no test seems to leak them."""
-    shelf = [Workers(NUM_WORKERS)]
+    """The one set of workers in use."""
+    shelf: list[Workers] = []
     yield shelf
-    shelf[0].close()
+    for workers in shelf:
+        workers.close()
 
 
 @pytest.fixture
-def workers(shelf: list[Workers]) -> Iterator[Workers]:
-    """Four processes, of which a test uses as many as it asks for; replaced after a failure ended them."""
-    yield shelf[0]
-    if not shelf[0].alive:
-        shelf[0] = Workers(NUM_WORKERS)
+def workers(shelf: list[Workers]) -> Workers:
+    """Four processes, of which a test uses as many as it asks for; new ones after a failure ended them."""
+    if not shelf or not shelf[-1].alive:
+        shelf.append(Workers(NUM_WORKERS))
+    return shelf[-1]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(workers: Workers, nothing_left_behind: None) -> None:
+    """The check of all tests, made when the workers are there already: they are no test's leak."""

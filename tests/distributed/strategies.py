@@ -20,4 +20,5 @@ class Candidate:
 CANDIDATES = [
     Candidate(name="single", target={"_target_": "distrib.strategies.single.Single"}, sizes=(1,)),
     Candidate(name="ddp", target={"_target_": "distrib.strategies.ddp.DDP"}),
+    Candidate(name="fsdp", target={"_target_": "distrib.strategies.fsdp.FSDP"}),
 ]

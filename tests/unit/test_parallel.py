@@ -20,6 +20,24 @@ from distrib.world import World
 CPU = torch.device("cpu")
 
 
+def update(
+    optimizer: torch.optim.Optimizer,
+    weight: nn.Parameter,
+    *,
+    max_grad_norm: float | None,
+    loss_scale: float = 1.0,
+) -> tuple[torch.Tensor, bool]:
+    assert weight.grad is not None
+    return clip_and_update(
+        optimizer,
+        [weight.grad],
+        norm=weight.grad.norm(),
+        lr=1.0,
+        max_grad_norm=max_grad_norm,
+        loss_scale=loss_scale,
+    )
+
+
 def test_the_gradient_is_that_of_the_mean_over_all_targets() -> None:
     """Two microbatches of unequal length give the gradient of one pass over all their tokens."""
     proof = Proof(strategy={}, dropout=0.0, max_grad_norm=None, lr=0.0, momentum_sgd=True)
@@ -40,7 +58,7 @@ def test_clipping_scales_the_gradient_to_the_limit(limit: float | None, length: 
     weight = nn.Parameter(torch.zeros(2, dtype=torch.float64))
     weight.grad = torch.tensor([3.0, 4.0], dtype=torch.float64)
     optimizer = torch.optim.SGD([weight], lr=9.0)
-    norm, updated = clip_and_update(optimizer, [weight], lr=1.0, max_grad_norm=limit)
+    norm, updated = update(optimizer, weight, max_grad_norm=limit)
     assert (norm.item(), updated) == (5.0, True)
     assert weight.detach().norm().item() == pytest.approx(length, rel=1e-6)
     assert weight.grad is None
@@ -50,9 +68,7 @@ def test_a_loss_scale_is_taken_back_before_clipping() -> None:
     """A gradient 1024 times too large gives the update of the true one."""
     weight = nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([3.0, 4.0]) * 1024
-    norm, _ = clip_and_update(
-        torch.optim.SGD([weight], lr=1.0), [weight], lr=1.0, max_grad_norm=None, loss_scale=1024.0
-    )
+    norm, _ = update(torch.optim.SGD([weight], lr=1.0), weight, max_grad_norm=None, loss_scale=1024.0)
     assert norm.item() == 5.0
     assert torch.equal(weight.detach(), torch.tensor([-3.0, -4.0]))
 
@@ -63,7 +79,7 @@ def test_no_update_from_a_gradient_that_is_not_finite(bad: float) -> None:
     weight = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9)
     weight.grad = torch.tensor([1.0, bad])
-    _, updated = clip_and_update(optimizer, [weight], lr=1.0, max_grad_norm=1.0)
+    _, updated = update(optimizer, weight, max_grad_norm=1.0)
     assert not updated
     assert torch.equal(weight.detach(), torch.ones(2))
     assert not optimizer.state

@@ -1,0 +1,133 @@
+"""State of a model whose parameters are DTensors: gathered for a checkpoint, cut when loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.optim import Optimizer
+
+from distrib.core import Batch
+from distrib.parallel.blocks import transformer_blocks
+from distrib.parallel.state import named_weights, optimizer_slots
+from distrib.state import Entry, StateReader, StateWriter
+
+
+def make_mesh(device: str, *, num_copies: int, shard_size: int) -> DeviceMesh:
+    """The ranks as ``num_copies`` copies of the model, each over ``shard_size`` neighbours."""
+    kind = torch.device(device).type
+    return init_device_mesh(kind, (num_copies, shard_size), mesh_dim_names=("replicate", "shard"))
+
+
+def shard_model(
+    model: nn.Module, *, mesh: DeviceMesh, device: str, reshard_after_forward: bool, cpu_offload: bool
+) -> nn.Module:
+    """Splits every parameter along dimension 0: block by block, then what is left.
+
+    Gradients are summed over ranks, not averaged: the loss is divided once, where it is made.
+    """
+    policy = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
+    shard = partial(
+        fully_shard,
+        mesh=mesh if mesh.size(0) > 1 else mesh["shard"],
+        reshard_after_forward=reshard_after_forward,
+        offload_policy=policy,
+    )
+    model.to("cpu" if cpu_offload else device)
+    for block in transformer_blocks(model):
+        shard(block)
+    shard(model)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
+    return model
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole tensor; collective where it is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def total_norm(gradients: Sequence[Tensor], *, group: dist.ProcessGroup) -> Tensor:
+    """The norm of a gradient whose disjoint parts the ranks of ``group`` hold."""
+    squares = torch.nn.utils.get_total_norm(gradients).square()
+    dist.all_reduce(squares, group=group)
+    return squares.sqrt()
+
+
+def entry(name: str, tensor: Tensor) -> Entry:
+    """An entry that gathers its tensor when it is read."""
+    return Entry(name=name, shape=tensor.shape, dtype=tensor.dtype, read=partial(full, tensor))
+
+
+def save_sharded(writer: StateWriter, module: nn.Module, optimizer: Optimizer) -> None:
+    """Hands over weights and optimizer state, gathering one tensor at a time."""
+    writer.write("model", [entry(name, tensor) for name, tensor in named_weights(module).items()])
+    writer.write("optimizer", [entry(name, value) for name, value in optimizer_slots(module, optimizer)])
+
+
+def load_sharded(reader: StateReader, module: nn.Module, optimizer: Optimizer) -> None:
+    """Copies this rank's rows of every tensor into place. Raises `CheckpointError` for another model."""
+    weights = named_weights(module)
+    reader.check_model({name: tensor.shape for name, tensor in weights.items()})
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            local(tensor).copy_(read_local(reader, "model", name, like=tensor))
+    slots = optimizer_state(reader, module)
+    ordered = [p for group in optimizer.param_groups for p in group["params"]]
+    state = optimizer.state_dict()
+    state["state"] = {number: slots[p] for number, p in enumerate(ordered) if p in slots}
+    optimizer.load_state_dict(state)
+
+
+def optimizer_state(reader: StateReader, module: nn.Module) -> dict[nn.Parameter, dict[str, Tensor]]:
+    """The optimizer's slots by parameter, cut like the parameter where they have its shape."""
+    parameters = dict(module.named_parameters())
+    slots: dict[nn.Parameter, dict[str, Tensor]] = {}
+    for full_name in sorted(reader.names("optimizer")):
+        name, slot = full_name.rsplit("/", 1)
+        slots.setdefault(parameters[name], {})[slot] = read_slot(reader, full_name, like=parameters[name])
+    return slots
+
+
+def read_slot(reader: StateReader, name: str, *, like: nn.Parameter) -> Tensor:
+    """One slot: sharded as its parameter is, or whole where it is a scalar such as Adam's step."""
+    if reader.shape("optimizer", name) != tuple(like.shape) or not isinstance(like, DTensor):
+        return reader.read("optimizer", name).clone()
+    part = read_local(reader, "optimizer", name, like=like).to(like.device, copy=True)
+    return DTensor.from_local(
+        part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride(), run_check=False
+    )
+
+
+def read_local(reader: StateReader, section: str, name: str, *, like: Tensor) -> Tensor:
+    """The rows of a tensor that this rank holds of ``like``."""
+    if not isinstance(like, DTensor):
+        return reader.read(section, name)
+    rows = local_rows(like)
+    return reader.read_rows(section, name, rows) if like.ndim else reader.read(section, name)
+
+
+def local_rows(tensor: Any) -> slice:
+    """Which rows of a DTensor that is sharded along dimension 0 this rank holds."""
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return slice(offset[0], offset[0] + shape[0]) if shape else slice(0, 0)
+
+
+def pad_with_ghosts(microbatches: Sequence[Batch], *, count: int) -> list[Batch]:
+    """``count`` microbatches, so that collective forward and backward passes meet on every rank."""
+    return [*microbatches, *[microbatches[-1].ghost()] * (count - len(microbatches))]
