@@ -78,9 +78,8 @@ def write(folder: Path, examples: Iterable[Example]) -> int:
 
 
 def _map(folder: Path, name: str) -> Array:
-    path = folder / f"{name}.npy"
     # A plain view: slicing a memmap object itself costs six times as much.
-    return np.asarray(np.load(path, mmap_mode="r" if path.stat().st_size else None))
+    return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
 
 
 class _Array:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from distrib.tasks.base import Task, Vocabulary
 
 END_OF_TEXT = "<|endoftext|>"
+PADDING = "<|padding|>"
 
 
 class GPT(Model):
@@ -54,13 +55,13 @@ class GPT(Model):
         bpe = ByteLevelBPETokenizer()
         texts = (record["text"] for record in corpus.train)
         bpe.train_from_iterator(
-            texts, vocab_size=self.vocab_size, special_tokens=[END_OF_TEXT], show_progress=False
+            texts, vocab_size=self.vocab_size, special_tokens=[END_OF_TEXT, PADDING], show_progress=False
         )
         return PreTrainedTokenizerFast(
             tokenizer_object=bpe._tokenizer,
             bos_token=END_OF_TEXT,
             eos_token=END_OF_TEXT,
-            pad_token=END_OF_TEXT,
+            pad_token=PADDING,
         )
 
     def build(self, task: Task, vocabulary: Vocabulary) -> nn.Module:
@@ -95,6 +96,7 @@ class GPT(Model):
             attention_dropout=self.dropout,
             tie_word_embeddings=True,
             use_cache=False,
+            pad_token_id=vocabulary.pad_token_id,
             **label_settings(vocabulary),
             **{name: vocabulary.special_tokens.get(name) for name in ("bos_token_id", "eos_token_id")},
         )

@@ -70,9 +70,12 @@ class HuggingFace(Model):
             settings = {"vocab_size": vocabulary.vocab_size, **settings}
         with quiet():
             try:
-                return AutoConfig.from_pretrained(locate(self.path), **settings)
+                config = AutoConfig.from_pretrained(locate(self.path), **settings)
             except ValueError as error:
                 raise ConfigError("model.config", dict(self.config), str(error)) from error
+        if vocabulary.labels and getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = vocabulary.pad_token_id  # decoders find a text's last token by it
+        return config
 
     def _weights(self) -> str:
         """A hub name stays one: transformers fetches whichever weight files that model has."""

