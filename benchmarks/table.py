@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,7 @@ def load(path: Path) -> dict[str, Any]:
 def by_round(result: dict[str, Any], name: str, number: str) -> float:
     """The median over rounds of what ``name`` takes more than the hand-written loop in the same round."""
     pairs = zip(result["rounds"][name], result["rounds"]["plain"], strict=True)
-    differences = sorted(ours[number] - plain[number] for ours, plain in pairs)
-    return float(differences[len(differences) // 2])
+    return statistics.median(ours[number] - plain[number] for ours, plain in pairs)
 
 
 def spread(summary: dict[str, float], *, digits: int = 0) -> str:
