@@ -44,6 +44,8 @@ def test_digest_tells_any_difference(tmp_path: Path) -> None:
     dump(CONFIG, tmp_path / "config.yaml")
     assert digest(load(tmp_path)) == digest(CONFIG)
     assert digest(replace(CONFIG, seed=4)) != digest(CONFIG)
+    reordered = dict(reversed(CONFIG.optimizer.items()))
+    assert digest(replace(CONFIG, optimizer=reordered)) == digest(CONFIG)
     assert digest(replace(CONFIG, train=TrainConfig(steps=8, max_grad_norm=1e-5))) != digest(CONFIG)
 
 
