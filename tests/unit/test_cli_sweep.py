@@ -36,7 +36,7 @@ def results(root: str = "multirun/latest") -> list[dict[str, Any]]:
     [
         (["seed=1,2"], [("seed=1",), ("seed=2",)]),
         (["seed=range(0,3)"], [("seed=0",), ("seed=1",), ("seed=2",)]),
-        (["strategy=glob(*)"], [("strategy=ddp",), ("strategy=single",)]),
+        (["precision=glob(fp*)"], [("precision=fp16",), ("precision=fp32",), ("precision=fp64",)]),
         (["seed=4"], [()]),
         (
             ["strategy=single,ddp", "seed=4", "optimizer.lr=choice(1e-3,1e-4)"],

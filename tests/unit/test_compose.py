@@ -74,7 +74,7 @@ def test_every_experiment_composes(experiment: str) -> None:
         ("optimizer.lrr=1", "optimizer.lrr", "did you mean optimizer.lr?"),
         ("launcher.num_process=2", "launcher.num_process", "did you mean launcher.num_processes?"),
         ("model.config.hidden_size=big", "model.config.hidden_size", None),
-        ("strategy=dpp", "strategy", "did you mean ddp? available: ddp, single"),
+        ("strategy=dpp", "strategy", "did you mean ddp? available: ddp, "),
         ("experiment=tinny", "experiment", "did you mean tiny?"),
         ("precision=fp31", "precision", "did you mean fp32?"),
         ("tracking=[tensorbord]", "tracking", "did you mean tensorboard?"),

@@ -130,7 +130,9 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_plugin_is_built_only_when_named(plugin: str) -> None:
     """Another package's class needs `plugins`, and the message says exactly what to add."""
     target = {"_target_": "test_config_plugin.Outer", "inner": 1, "many": []}
-    with pytest.raises(ConfigError, match=r"if you trust test_config_plugin, add plugins=\[test_config_plugin\]"):
+    with pytest.raises(
+        ConfigError, match=r"if you trust test_config_plugin, add plugins=\[test_config_plugin\]"
+    ):
         build(target, key="strategy", plugins=())
     assert build(target, key="strategy", plugins=[plugin]).inner == 1
 
