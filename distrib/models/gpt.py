@@ -73,7 +73,7 @@ class GPT(Model):
         return module.train()
 
     def describe(self, module: nn.Module, folder: Path, vocabulary: Vocabulary) -> None:
-        write_config(module, folder, vocabulary)
+        write_config(module, folder)
 
     def load(self, folder: Path, task: Task, vocabulary: Vocabulary) -> nn.Module:
         from distrib.models.huggingface import HuggingFace

@@ -54,7 +54,7 @@ class HuggingFace(Model):
                 raise absent(self.path) from error
 
     def describe(self, module: nn.Module, folder: Path, vocabulary: Vocabulary) -> None:
-        write_config(module, folder, vocabulary)
+        write_config(module, folder)
 
     def load(self, folder: Path, task: Task, vocabulary: Vocabulary) -> nn.Module:
         import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,16 +81,13 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def write_config(module: nn.Module, folder: Path, vocabulary: Vocabulary) -> None:
+def write_config(module: nn.Module, folder: Path) -> None:
     """``config.json`` as ``save_pretrained`` would leave it, without the weights."""
-    import copy
 
     config: Any = copy.deepcopy(module.config)
     config.architectures = [type(module).__name__]
     if hasattr(config, "use_cache"):
         config.use_cache = True  # training needs it off, generation wants it on
-    for name, value in label_settings(vocabulary).items():
-        setattr(config, name, value)
     config.save_pretrained(folder)
 
 
