@@ -170,8 +170,8 @@ class Trainer:
         self.tracker.notice(f"step {done} was skipped: the loss or the gradient was NaN or infinite")
         if self.totals.skipped_in_a_row >= self.config.max_skipped:
             raise TrainingError(
-                f"{self.totals.skipped_in_a_row} steps in a row (the last is step {done}) had a NaN or infinite "
-                f"loss or gradient (train.max_skipped={self.config.max_skipped}). "
+                f"{self.totals.skipped_in_a_row} steps in a row (the last is step {done}) had a NaN "
+                f"or infinite loss or gradient (train.max_skipped={self.config.max_skipped}). "
                 f"{self.checkpointer.last_good()} Lower optimizer.lr, or look at the data of these steps."
             )
 

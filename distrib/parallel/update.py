@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ CLIP_EPSILON = 1e-6
 
 def clip_and_update(
     optimizer: Optimizer,
-    gradients: Sequence[Tensor],
+    gradients: list[Tensor],
     *,
     norm: Tensor,
     lr: float,

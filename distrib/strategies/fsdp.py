@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class FSDP(Strategy):
-    """Weights, gradients and optimizer state are split over the ranks; a block's weights are gathered when needed.
+    """Weights, gradients and optimizer state are split over the ranks; blocks are gathered when needed.
 
     Every forward and backward pass is collective, so a rank that has fewer microbatches than
     another runs a ghost in place of the missing one.

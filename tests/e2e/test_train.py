@@ -151,10 +151,8 @@ def test_a_killed_worker_ends_the_job(tmp_path: Path) -> None:
 
 def test_switches_that_change_how_not_what(tmp_path: Path, reference: Path) -> None:
     """Activation checkpointing gives the same numbers, dropout included."""
-    distrib(
-        "train", *TINY, "strategy=single", "precision=fp64", "train.activation_checkpointing=true", "run_dir=run",
-        cwd=tmp_path,
-    )  # fmt: skip
+    switches = ("strategy=single", "precision=fp64", "train.activation_checkpointing=true")
+    distrib("train", *TINY, *switches, "run_dir=run", cwd=tmp_path)
     assert_same_run(tmp_path / "run", reference)
 
 
