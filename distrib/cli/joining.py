@@ -17,13 +17,15 @@ from distrib.world import World
 
 def join(config: RunConfig, world: World) -> int:
     """Takes part in one run. Raises `DistribError` where the ranks do not meet or do not agree."""
+    from distrib.launchers.logs import kept_in_log
     from distrib.rendezvous import agree
     from distrib.worker import join as meet
     from distrib.worker import work
 
     world = meet(config, world)
     run_dir = Path(agree(world, "run_dir", _make_run_dir(config) if world.rank == 0 else None))
-    work(config, run_dir=run_dir, world=world)
+    with kept_in_log(run_dir / "logs", rank=world.rank):
+        work(config, run_dir=run_dir, world=world)
     return 0
 
 

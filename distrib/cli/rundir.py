@@ -11,6 +11,7 @@ from pathlib import Path
 
 from distrib.config import RunConfig, dump
 from distrib.errors import ConfigError
+from distrib.tracking.environment import note_command
 
 RUNS = Path("runs")
 """Below the working directory."""
@@ -28,6 +29,7 @@ def make_run_dir(config: RunConfig) -> Path:
         _check_free(run_dir, resume=config.resume)
         run_dir.mkdir(parents=True, exist_ok=True)
     write_config(config, run_dir)
+    note_command(run_dir)
     if run_dir.is_relative_to(RUNS.resolve()):
         link_latest(RUNS, run_dir)
     return run_dir

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shlex
 import sys
 import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -23,6 +26,43 @@ def open_log(folder: Path, command: Command, *, size: int) -> tuple[Path, int]:
     what = shlex.join(command.argv)
     os.write(fd, f"# {now} rank {command.rank} of {size} on {command.host}: {what}\n".encode())
     return path, fd
+
+
+@contextlib.contextmanager
+def kept_in_log(folder: Path, *, rank: int) -> Iterator[None]:
+    """Keeps what this rank writes to standard error in its log too, and last what ended it.
+
+    For a rank that somebody else's launcher started, whose output goes where that launcher says.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"rank-{rank}.log").open("a", buffering=1, encoding="utf-8") as log:
+        log.write(f"# {time.strftime('%Y-%m-%d %H:%M:%S')} rank {rank}: {shlex.join(sys.argv)}\n")
+        with contextlib.redirect_stderr(_Both(sys.stderr, log)):
+            try:
+                yield
+            except BaseException:
+                log.write(traceback.format_exc())
+                raise
+
+
+class _Both(io.TextIOBase):
+    """Writes to the screen and to a log."""
+
+    def __init__(self, screen: TextIO, log: TextIO) -> None:
+        self._screen, self._log = screen, log
+
+    def write(self, text: str) -> int:
+        self._log.write(text)
+        return self._screen.write(text)
+
+    def flush(self) -> None:
+        self._screen.flush()
+
+    def fileno(self) -> int:
+        return self._screen.fileno()
+
+    def isatty(self) -> bool:
+        return self._screen.isatty()
 
 
 class Mirror:

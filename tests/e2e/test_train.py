@@ -80,6 +80,7 @@ def test_torchrun_makes_one_run_directory(tmp_path: Path, reference: Path) -> No
     made = [path for path in (tmp_path / "runs" / "tiny").iterdir() if path.is_dir()]
     assert len(made) == 1
     assert_same_run(made[0], reference)
+    assert sorted(path.name for path in (made[0] / "logs").iterdir()) == ["rank-0.log", "rank-1.log"]
 
 
 def test_killed_and_resumed_elsewhere(tmp_path: Path, reference: Path) -> None:
