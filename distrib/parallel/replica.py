@@ -85,11 +85,11 @@ class Replica:
         self.scale.update(finite=updated)
         return StepResult(loss=loss, grad_norm=norm, updated=updated)
 
-    def eval_step(self, batch: Batch) -> Mapping[str, Tensor]:
-        """The task's sums over one batch."""
+    def eval_step(self, batch: Batch, *, no_grad: Context = torch.inference_mode) -> Mapping[str, Tensor]:
+        """The task's sums over one batch; ``no_grad`` turns gradients off."""
         self.module.eval()
         try:
-            with torch.inference_mode(), self.forward_context():
+            with no_grad(), self.forward_context():
                 return self.job.evaluate(self.module, batch.tensors)
         finally:
             self.module.train()
@@ -103,6 +103,5 @@ class Replica:
     def load(self, reader: StateReader, *, load_state: LoadState = load_replica) -> None:
         """Takes what `save` handed over."""
         load_state(reader, self.module, self.optimizer)
-        saved = reader.note("loss_scale")
-        if self.scale.dynamic and saved is not None:
+        if self.scale.dynamic and (saved := reader.note("loss_scale")) is not None:
             self.scale.value, self.scale.good_steps = float(saved["value"]), int(saved["good_steps"])

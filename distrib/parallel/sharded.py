@@ -10,13 +10,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.optim import Optimizer
 
 from distrib.core import Batch
 from distrib.parallel.blocks import transformer_blocks
+from distrib.parallel.ring import RingReduceScatter
 from distrib.parallel.state import named_weights, optimizer_slots
 from distrib.state import Entry, StateReader, StateWriter
 
@@ -28,27 +35,40 @@ def make_mesh(device: str, *, num_copies: int, shard_size: int) -> DeviceMesh:
 
 
 def shard_model(
-    model: nn.Module, *, mesh: DeviceMesh, device: str, reshard_after_forward: bool, cpu_offload: bool
+    model: nn.Module,
+    *,
+    mesh: DeviceMesh,
+    device: str,
+    reshard_after_forward: bool,
+    cpu_offload: bool,
+    param_dtype: torch.dtype | None,
 ) -> nn.Module:
     """Splits every parameter along dimension 0: block by block, then what is left.
 
-    Gradients are summed over ranks, not averaged: the loss is divided once, where it is made.
+    The last block and what is left stay gathered after forward, as backward begins with them: to
+    free them would send them once more and lower no peak. Gradients are summed over ranks, not
+    averaged: the loss is divided once, where it is made.
     """
-    policy = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
+    is_cpu = torch.device(device).type == "cpu"
     shard = partial(
         fully_shard,
         mesh=mesh if mesh.size(0) > 1 else mesh["shard"],
-        reshard_after_forward=reshard_after_forward,
-        offload_policy=policy,
+        mp_policy=MixedPrecisionPolicy(
+            param_dtype=param_dtype, reduce_dtype=torch.float32 if param_dtype else None
+        ),
+        offload_policy=CPUOffloadPolicy(pin_memory=not is_cpu) if cpu_offload else OffloadPolicy(),
     )
     model.to("cpu" if cpu_offload else device)
-    for block in transformer_blocks(model):
-        shard(block)
-    shard(model)
+    blocks = transformer_blocks(model)
+    for block in blocks:
+        shard(block, reshard_after_forward=reshard_after_forward and block is not blocks[-1])
+    shard(model, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
+            if is_cpu:
+                module.set_custom_reduce_scatter(RingReduceScatter())
     return model
 
 

@@ -21,4 +21,9 @@ CANDIDATES = [
     Candidate(name="single", target={"_target_": "distrib.strategies.single.Single"}, sizes=(1,)),
     Candidate(name="ddp", target={"_target_": "distrib.strategies.ddp.DDP"}),
     Candidate(name="fsdp", target={"_target_": "distrib.strategies.fsdp.FSDP"}),
+    Candidate(
+        name="fsdp-2d",
+        target={"_target_": "distrib.strategies.fsdp.FSDP", "shard_size": 2},
+        sizes=(2, 4),
+    ),
 ]
