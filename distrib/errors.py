@@ -35,14 +35,14 @@ class ConfigError(DistribError):
 
 
 class MissingDependencyError(DistribError):
-    """An optional package is not installed; names the extra that brings it."""
+    """An optional package is not installed; names the extra that brings it, or another remedy."""
 
     exit_code = 2
 
-    def __init__(self, package: str, *, extra: str, needed_for: str) -> None:
+    def __init__(self, package: str, *, extra: str, needed_for: str, remedy: str | None = None) -> None:
         super().__init__(
             f"{needed_for} needs the package '{package}', which is not installed: "
-            f"pip install 'distrib[{extra}]'"
+            + (remedy or f"pip install 'distrib[{extra}]'")
         )
         self.package, self.extra = package, extra
 

@@ -58,9 +58,15 @@ class Replica:
         *,
         module: nn.Module | None = None,
         hold_sync: Context = nullcontext,
+        finish_sync: Callable[[], None] | None = None,
         factor: float = 1.0,
     ) -> StepResult:
-        """One optimizer step; ``module`` is the wrapped model where something wraps it."""
+        """One optimizer step.
+
+        Args:
+            module: the wrapped model where something wraps it.
+            finish_sync: waits until the gradients that backward sent off have come back as sums.
+        """
         loss = accumulate(
             self.module if module is None else module,
             microbatches,
@@ -71,6 +77,8 @@ class Replica:
             hold_sync=hold_sync,
             factor=factor * self.scale.value,
         )
+        if finish_sync is not None:
+            finish_sync()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if self.local is not None:
             gradients = [self.local(gradient) for gradient in gradients]

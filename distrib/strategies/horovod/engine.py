@@ -1,0 +1,172 @@
+"""Starting Horovod's runtime under any launcher, and stopping it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from distrib.errors import ConfigError, LaunchError, MissingDependencyError
+from distrib.rendezvous import agree
+from distrib.world import World
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOOPBACK = "127.0.0.1"
+
+
+def check(world: World, *, adasum: bool) -> None:
+    """Raises `MissingDependencyError` or `ConfigError` for what this build of Horovod cannot do."""
+    hvd = _horovod()
+    if world.device.startswith("cuda") and not hvd.nccl_built():
+        remedy = "this Horovod was built for CPUs; HOROVOD_GPU_OPERATIONS=NCCL make horovod builds it anew"
+        raise ConfigError("strategy", "horovod", f"{remedy}, CUDA_VISIBLE_DEVICES= trains on the CPU")
+    if adasum and controller(world) != "mpi":
+        raise ConfigError(
+            "strategy.op",
+            "adasum",
+            "needs Horovod's MPI controller: HOROVOD_WITH_MPI=1 make horovod, then start with "
+            "mpirun or horovodrun --mpi; or use strategy.op=sum",
+        )
+
+
+def controller(world: World) -> Literal["mpi", "horovodrun", "ours"]:
+    """By what the ranks coordinate: MPI, horovodrun's rendezvous server, or one of our own."""
+    started_by_us = "RANK" in os.environ  # ours and torchrun's variables outrank those around them
+    if not started_by_us and "OMPI_COMM_WORLD_RANK" in os.environ and _horovod().mpi_built():
+        return "mpi"
+    if not started_by_us and {"HOROVOD_RANK", "HOROVOD_GLOO_RENDEZVOUS_PORT"} <= os.environ.keys():
+        return "horovodrun"
+    return "ours"
+
+
+def start(world: World, *, options: Mapping[str, str]) -> None:
+    """Starts the runtime; returns when it runs on every rank. Raises `LaunchError` where it does not."""
+    hvd = _horovod()
+    with _rendezvous(world) as variables, _environment({**variables, **options}):
+        hvd.init()
+        if (hvd.rank(), hvd.size()) != (world.rank, world.size):
+            theirs = f"Horovod started as rank {hvd.rank()} of {hvd.size()}"
+            raise LaunchError(f"{theirs}, the launcher says {world.rank} of {world.size}")
+        # Rank 0 serves the others until the last of them is through.
+        hvd.barrier()
+
+
+def stop() -> None:
+    """Stops the runtime; `start` may follow."""
+    _horovod().shutdown()
+
+
+def broadcast(weights: Mapping[str, Tensor]) -> None:
+    """Gives every rank the weights of rank 0, in place."""
+    _horovod().broadcast_parameters(weights, root_rank=0)
+
+
+def add_up(vector: Tensor) -> Tensor:
+    """The sum of a vector on the CPU over all ranks."""
+    hvd = _horovod()
+    # The name belongs to the size: Horovod keeps what it agreed on for a name, shape included.
+    total: Tensor = hvd.allreduce(vector, op=hvd.Sum, name=f"sums.{vector.numel()}")
+    return total
+
+
+def _horovod() -> Any:
+    try:
+        import horovod.torch
+    except ImportError as error:
+        raise MissingDependencyError(
+            "horovod",
+            extra="horovod",
+            needed_for="strategy=horovod",
+            remedy=f"`make horovod` builds it against this torch ({error})",
+        ) from error
+    return horovod.torch
+
+
+@contextmanager
+def _rendezvous(world: World) -> Iterator[dict[str, str]]:
+    """The variables by which the ranks find each other; what they tell of is open until the end."""
+    kind = controller(world)
+    if kind == "mpi":
+        yield {"HOROVOD_CONTROLLER": "mpi"}
+    elif kind == "horovodrun" or world.size == 1:
+        yield {}
+    elif world.rank == 0:
+        with _server(world) as port:
+            yield _variables(world, port=int(agree(world, "horovod", str(port))))
+    else:
+        yield _variables(world, port=int(agree(world, "horovod")))
+
+
+@contextmanager
+def _server(world: World) -> Iterator[int]:
+    """Horovod's key-value server, reachable from the job's own network; yields its port.
+
+    It accepts anyone, so it is bound to the address the ranks meet at and closed when they have met.
+    """
+    from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+
+    server = RendezvousHTTPServer((_bound_to(world), 0), RendezvousHandler, 0)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, name="horovod")
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _variables(world: World, *, port: int) -> dict[str, str]:
+    """What horovodrun would set."""
+    return {
+        "HOROVOD_RANK": str(world.rank),
+        "HOROVOD_SIZE": str(world.size),
+        "HOROVOD_LOCAL_RANK": str(world.local_rank),
+        "HOROVOD_LOCAL_SIZE": str(world.local_size),
+        # Only hierarchical operations talk across nodes, and gloo has none; a group of one is
+        # right also where nodes run different numbers of processes.
+        "HOROVOD_CROSS_RANK": "0",
+        "HOROVOD_CROSS_SIZE": "1",
+        "HOROVOD_HOSTNAME": f"node-{world.node}",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": _address(world),
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
+        "HOROVOD_GLOO_IFACE": "lo" if _is_local(world) else os.environ.get("GLOO_SOCKET_IFNAME", ""),
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+    }
+
+
+def _is_local(world: World) -> bool:
+    return world.local_size == world.size
+
+
+def _address(world: World) -> str:
+    """Where the other ranks reach rank 0."""
+    return LOOPBACK if _is_local(world) else world.master_address or LOOPBACK
+
+
+def _bound_to(world: World) -> str:
+    """Rank 0's own address; all of them where its host's name means the loopback interface to itself."""
+    address = socket.gethostbyname(_address(world))
+    return "" if address.startswith("127.") and not _is_local(world) else address
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables, which Horovod reads when it starts, and puts back what was there."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,160 @@
+"""Data parallelism by Horovod (Sergeev and Del Balso 2018, arXiv:1802.05799)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from distrib.core import Batch, DataShard, Job, StepResult
+from distrib.errors import ConfigError
+from distrib.strategies.base import Strategy
+from distrib.world import World
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from distrib.parallel.replica import Replica
+    from distrib.state import StateReader, StateWriter
+    from distrib.strategies.horovod.exchange import Exchange
+
+OPERATIONS = ("sum", "average", "adasum")
+COMPRESSIONS = ("none", "fp16")
+TIMELINE = "horovod-timeline.json"
+
+
+class Horovod(Strategy):
+    """Every rank holds the whole model; Horovod all-reduces gradients while backward still runs.
+
+    Only the backward of a rank's last microbatch communicates, so ranks may run different
+    numbers of microbatches. Two options change the mathematics: ``op=adasum`` (Maleki et al. 2020,
+    arXiv:2006.02924) adds up what is orthogonal in the ranks' gradients and averages what is
+    parallel, so that the update depends on the number of ranks; ``compression=fp16`` rounds what
+    is sent to 11 bits and loses what is below 6e-8.
+
+    Args:
+        op: ``sum``; ``average``, the same result by Horovod's own division; or ``adasum``, which
+            needs the MPI controller and a power of two ranks.
+        compression: ``none`` or ``fp16``. Horovod sends no bf16.
+        fusion_threshold_mb: MiB of gradients that travel as one message; null: Horovod's own, 128.
+        cycle_time_ms: how often the ranks agree on what is ready; null: Horovod's own, 1 ms.
+        timeline: record what each tensor waited for as ``logs/horovod-timeline.json``, which
+            chrome://tracing shows.
+        find_unused_parameters: for models in which some parameters get no gradient in some steps.
+    """
+
+    _replica: Replica
+    _exchange: Exchange
+    _started: bool
+
+    def __init__(
+        self,
+        *,
+        op: str = "sum",
+        compression: str = "none",
+        fusion_threshold_mb: float | None = None,
+        cycle_time_ms: float | None = None,
+        timeline: bool = False,
+        find_unused_parameters: bool = False,
+    ) -> None:
+        _one_of(op, OPERATIONS, key="strategy.op")
+        _one_of(compression, COMPRESSIONS, key="strategy.compression")
+        _not_negative(fusion_threshold_mb, key="strategy.fusion_threshold_mb")
+        _not_negative(cycle_time_ms, key="strategy.cycle_time_ms")
+        self.op = op
+        self.compression = compression
+        self.fusion_threshold_mb = fusion_threshold_mb
+        self.cycle_time_ms = cycle_time_ms
+        self.timeline = timeline
+        self.find_unused_parameters = find_unused_parameters
+
+    def check(self, *, num_processes: int) -> None:
+        if self.op == "adasum" and num_processes & (num_processes - 1):
+            remedy = f"takes a power of two processes, not {num_processes}; use strategy.op=sum"
+            raise ConfigError("strategy.op", "adasum", remedy)
+
+    def setup(self, job: Job, world: World) -> None:
+        from distrib.strategies.horovod import engine
+
+        self.check(num_processes=world.size)
+        engine.check(world, adasum=self.op == "adasum")
+        options = self._options(world)
+        from distrib.parallel.replica import Replica
+        from distrib.parallel.state import named_weights
+        from distrib.strategies.horovod.exchange import Exchange
+
+        self._world = world
+        self._replica = Replica(job, device=world.device)
+        self._started = True
+        engine.start(world, options=options)
+        engine.broadcast(named_weights(self._replica.module))
+        self._exchange = Exchange(
+            {name: p for name, p in self._replica.module.named_parameters() if p.requires_grad},
+            op=self.op,
+            compression=self.compression,
+            find_unused_parameters=self.find_unused_parameters,
+        )
+
+    @property
+    def shard(self) -> DataShard:
+        return DataShard(index=self._world.rank, count=self._world.size)
+
+    def train_step(self, microbatches: Sequence[Batch], step: int) -> StepResult:
+        # Averaging divides by the world size, and Adasum averages gradients that agree; both are
+        # therefore given each rank's gradient as if all the others had found the same.
+        return self._replica.train_step(
+            microbatches,
+            step,
+            hold_sync=self._exchange.hold,
+            finish_sync=self._exchange.finish,
+            factor=1.0 if self.op == "sum" else self._world.size,
+        )
+
+    def eval_step(self, batch: Batch) -> Mapping[str, Tensor]:
+        return self._replica.eval_step(batch)
+
+    def reduce(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        from distrib.parallel.reduce import flatten, unflatten
+        from distrib.strategies.horovod import engine
+
+        return unflatten(engine.add_up(flatten(sums)), sums)
+
+    def save(self, writer: StateWriter) -> None:
+        self._replica.save(writer)
+
+    def load(self, reader: StateReader) -> None:
+        self._replica.load(reader)
+
+    def close(self) -> None:
+        self.__dict__.pop("_exchange", None)
+        self.__dict__.pop("_replica", None)
+        if self.__dict__.pop("_started", False):
+            from distrib.strategies.horovod import engine
+
+            engine.stop()
+
+    def _options(self, world: World) -> dict[str, str]:
+        """Horovod's settings, in the variables it reads them from when it starts."""
+        options = {
+            "HOROVOD_GLOO_TIMEOUT_SECONDS": str(max(1, int(world.collective_timeout))),
+            "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": str(max(1, int(world.collective_timeout))),
+        }
+        if self.fusion_threshold_mb is not None:
+            options["HOROVOD_FUSION_THRESHOLD"] = str(int(self.fusion_threshold_mb * 2**20))
+        if self.cycle_time_ms is not None:
+            options["HOROVOD_CYCLE_TIME"] = str(self.cycle_time_ms)
+        if self.timeline:
+            if world.log is None:
+                raise ConfigError("strategy.timeline", "true", "needs a run directory to write into")
+            world.log.parent.mkdir(parents=True, exist_ok=True)
+            options["HOROVOD_TIMELINE"] = str(world.log.with_name(TIMELINE))
+        return options
+
+
+def _one_of(value: str, known: Sequence[str], *, key: str) -> None:
+    if value not in known:
+        raise ConfigError(key, value, f"is one of {', '.join(known)}")
+
+
+def _not_negative(value: float | None, *, key: str) -> None:
+    if value is not None and not value >= 0:
+        raise ConfigError(key, value, "must not be negative; null leaves it to Horovod")
