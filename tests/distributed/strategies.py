@@ -19,6 +19,7 @@ class Candidate:
 
 CANDIDATES = [
     Candidate(name="single", target={"_target_": "distrib.strategies.single.Single"}, sizes=(1,)),
+    Candidate(name="horovod", target={"_target_": "distrib.strategies.horovod.strategy.Horovod"}),
     Candidate(name="ddp", target={"_target_": "distrib.strategies.ddp.DDP"}),
     Candidate(name="fsdp", target={"_target_": "distrib.strategies.fsdp.FSDP"}),
     Candidate(
