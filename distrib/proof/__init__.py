@@ -1,0 +1,1 @@
+"""Real jobs on the user's model and data, compared: ``distrib verify`` and ``distrib compare``."""
