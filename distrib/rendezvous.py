@@ -33,6 +33,7 @@ LATE_SECONDS = 5.0
 
 PEER_LOST = re.compile(
     r"gloo/transport|Connection (closed|reset) by peer|Broken pipe|NCCL error: remote process"
+    r"|Horovod has been shut down"
 )
 """How the transports word it: they raise plain RuntimeErrors."""
 
