@@ -115,8 +115,11 @@ class Checkpointer:
             vote[strategy.shard.index] = read_json(chosen / TRAINER)["step"]
         step = int(strategy.reduce({"step": vote})["step"].sum().item())
         folder = chosen or self._folder_of(step)
-        strategy.load(StateReader(folder))
+        reader = StateReader(folder)
+        strategy.load(reader)
         self.notice(f"resumed after step {step} from {folder}")
+        for name in reader.dropped():
+            self.notice(f"dropped from the checkpoint: '{name}', of another strategy or number of processes")
         return step
 
     def _choose(self) -> Path:

@@ -107,6 +107,11 @@ class StateWriter:
         self.written.append(WrittenFile(path=name, size=size, sha256=sha256))
 
 
+def owner(name: str) -> str:
+    """The part of an entry's name that says what kept it."""
+    return name.partition("/")[0]
+
+
 def file_name(section: str, num_files: int, number: int) -> str:
     """Hugging Face's names for whole and split weight files."""
     if num_files == 1:
@@ -120,6 +125,7 @@ class StateReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files: dict[tuple[str, str], Any] = {}
+        self._asked: set[str] = set()
         for path in sorted(folder.glob("*/*.safetensors")):
             try:
                 file = safe_open(path, framework="pt")
@@ -138,6 +144,8 @@ class StateReader:
 
     def read(self, section: str, name: str) -> Tensor:
         """One full tensor, on the CPU."""
+        if section == "strategy":
+            self._asked.add(owner(name))
         tensor: Tensor = self._files[section, name].get_tensor(name)
         return tensor
 
@@ -148,8 +156,21 @@ class StateReader:
 
     def note(self, name: str) -> dict[str, Any] | None:
         """A value kept by `StateWriter.note`, or None."""
+        self._asked.add(name)
         path = self.folder / "strategy" / f"{name}.json"
         return dict(json.loads(path.read_text())) if path.exists() else None
+
+    def dropped(self) -> list[str]:
+        """What the checkpoint's strategy kept for itself and nobody has asked for.
+
+        By the first part of a tensor's name, or a note's name: a rank that reads its own share of
+        ``powersgd/…`` has not dropped the others'.
+        """
+        notes = {path.stem for path in self.folder.glob("strategy/*.json")}
+        kept = {owner(name) for name in self.names("strategy")} | {
+            n for n in notes if ".safetensors" not in n
+        }
+        return sorted(kept - self._asked)
 
     def check_model(self, shapes: Mapping[str, Sequence[int]]) -> None:
         """Raises `CheckpointError` when the weights are not those of a model with these shapes."""

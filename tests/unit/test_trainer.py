@@ -17,6 +17,8 @@ from distrib.core import Batch, DataShard
 from distrib.data.loader import StepBatches
 from distrib.errors import CheckpointError, TrainingError
 from distrib.metrics import Cadence, Meter
+from distrib.parallel.state import entry
+from distrib.state import StateWriter
 from distrib.tasks.base import Report
 from distrib.testing.fake import Fake
 from distrib.tracking.base import NullTracker
@@ -156,6 +158,24 @@ def test_stop_after_leaves_the_schedule_alone(tmp_path: Path) -> None:
     bench = Bench(tmp_path, stop_after=5)
     outcome = bench.fit()
     assert (outcome.steps, outcome.stopped_by, bench.saved()) == (5, "train.stop_after", [5])
+
+
+class Hoarder(Fake):
+    """Keeps two things in its checkpoints that have no plain name, and never asks for them."""
+
+    def save(self, writer: StateWriter) -> None:
+        super().save(writer)
+        writer.write("strategy", [entry(f"momentum/{name}", torch.ones(2)) for name in ("a", "b")])
+        writer.note("version", {"number": 3})
+
+
+def test_what_another_strategy_left_is_dropped_with_a_notice(tmp_path: Path) -> None:
+    """State that only the saving strategy understands is named, once each, and training goes on."""
+    Bench(tmp_path, strategy=Hoarder(), stop_after=6).fit()
+    bench = Bench(tmp_path, resume=True)
+    bench.fit()
+    dropped = [notice for notice in bench.tracker.notices if notice.startswith("dropped")]
+    assert [notice.split("'")[1] for notice in dropped] == ["momentum", "version"]
 
 
 def test_best_is_remembered_over_a_resume(tmp_path: Path) -> None:
