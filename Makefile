@@ -18,13 +18,16 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all train test quick full-test lint bench clean
+.PHONY: help setup setup-all horovod train test quick full-test lint bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 setup: $(BASE)  ## Make .venv with what training and the examples need
-setup-all: $(ALL)  ## The same, with trackers, peers for the benchmarks, and test tools
+setup-all: $(ALL)  ## The same, with engines, trackers, peers for the benchmarks, and test tools
+
+horovod: setup  ## Build Horovod for .venv's torch: minutes, once per machine (HOROVOD_WITH_MPI=1: with MPI)
+	.ci/horovod $(BIN)/python
 
 train: setup  ## Fine-tune MiniLM on BBC news on two processes
 	$(BIN)/distrib train experiment=news strategy=ddp launcher.num_processes=2 $(ARGS)
@@ -67,5 +70,6 @@ $(BASE): $(VENV)/bin/python
 
 $(ALL): $(BASE)
 	$(PIP) -c constraints.txt -e '.[examples,tracking,bench,dev]'
+	.ci/horovod $(BIN)/python
 	$(if $(CHROMIUM),,-@.ci/chromium)
 	@rm -f $(VENV)/.all-* && touch $@
