@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from distrib.proof.trajectory import difference_text
 from distrib.proof.verify import Row, Verified
 
 STYLES = {"same": "green", "differs": "bold red", "failed": "bold red", "cannot run": "yellow"}
@@ -25,7 +26,7 @@ def verify_table(verified: Verified) -> Table:
     table.add_column("parameter", overflow="fold")
     table.add_column("verdict")
     allowed = [f"{getattr(verified.bounds, name):.1e}" for name in COLUMNS]
-    rounding = [f"{verified.nudged.largest[name]:.1e}" for name in COLUMNS]
+    rounding = [difference_text(verified.nudged.largest[name]) for name in COLUMNS]
     table.add_row("allowed", "", "", *allowed, "", "", style="dim")
     table.add_row("rounding alone", "1", "", *rounding, verified.nudged.parameter, "", style="dim")
     for row in verified.rows:
@@ -38,13 +39,15 @@ def _cells(row: Row) -> list[Text]:
         numbers = [Text("-") for _ in COLUMNS]
     else:
         largest = row.found.largest
-        numbers = [Text(f"{largest[n]:.1e}", style="bold red" if n in row.broken else "") for n in COLUMNS]
+        numbers = [
+            Text(difference_text(largest[n]), style="bold red" if n in row.broken else "") for n in COLUMNS
+        ]
     return [
         Text(row.cell.strategy),
         Text(str(row.cell.world_size)),
         Text(str(row.cell.microbatch_size)),
         *numbers,
-        Text(row.found.parameter if row.found else ""),
+        Text(row.found.parameter if row.found and row.found.weight else ""),
         Text(row.verdict, style=STYLES[row.verdict]),
     ]
 

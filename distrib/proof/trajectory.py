@@ -113,6 +113,11 @@ def _tensor_difference(a: StateReader, b: StateReader, section: str, name: str) 
     return TensorDifference(name=name, largest=_finite((x - y).abs().max().item()), size=y.abs().max().item())
 
 
+def difference_text(value: float) -> str:
+    """As ``1.8e-07``; 0 where there is none at all."""
+    return f"{value:.1e}" if value else "0"
+
+
 def apart(a: float | None, b: float | None) -> float:
     """The absolute difference; infinite where one is missing or not finite."""
     return math.inf if a is None or b is None else _finite(abs(a - b))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from distrib.proof.drawing import HEIGHT, LEFT, RIGHT, WIDTH, Drawing, draw
 from distrib.proof.pages import render
+from distrib.proof.trajectory import difference_text
 
 if TYPE_CHECKING:
     from distrib.proof.randomness import Randomness
@@ -26,7 +27,7 @@ def write_page(root: Path, verified: Verified, *, plan: Asked, randomness: Rando
         passed=verified.passed,
         rows=[_row(row) for row in verified.rows],
         allowed=[f"{getattr(verified.bounds, name):.1e}" for name in verified.nudged.largest],
-        rounding=[f"{value:.1e}" for value in verified.nudged.largest.values()],
+        rounding=[difference_text(value) for value in verified.nudged.largest.values()],
         charts=charts(verified),
         frame={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT},
         randomness=list(randomness.lines()),
@@ -67,8 +68,8 @@ def _row(row: Row) -> dict[str, Any]:
         "strategy": row.cell.strategy,
         "world_size": row.cell.world_size,
         "microbatch_size": row.cell.microbatch_size,
-        "numbers": [(f"{value:.1e}", name in row.broken) for name, value in largest.items()],
-        "parameter": row.found.parameter if row.found else "",
+        "numbers": [(difference_text(value), name in row.broken) for name, value in largest.items()],
+        "parameter": row.found.parameter if row.found and row.found.weight else "",
         "verdict": row.verdict,
         "remark": str(row.place) or row.message,
     }
