@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOOPBACK = "127.0.0.1"
+FUSION = "HOROVOD_FUSION_THRESHOLD"
+
+_fusion_thresholds: set[str | None] = set()
+"""What this process has started Horovod with: started again with another, it dies of SIGSEGV."""
 
 
 def check(world: World, *, adasum: bool) -> None:
@@ -45,8 +49,16 @@ def controller(world: World) -> Literal["mpi", "horovodrun", "ours"]:
 
 
 def start(world: World, *, options: Mapping[str, str]) -> None:
-    """Starts the runtime; returns when it runs on every rank. Raises `LaunchError` where it does not."""
+    """Starts the runtime; returns when it runs on every rank. Raises `LaunchError` where it does not.
+
+    Raises `ConfigError` where this process has had it started with another fusion threshold.
+    """
     hvd = _horovod()
+    if _fusion_thresholds - {options.get(FUSION)}:
+        value = f"{int(options[FUSION]) / 2**20:g}" if FUSION in options else "null"
+        remedy = "Horovod cannot change it in a process that has run it already; start a new one"
+        raise ConfigError("strategy.fusion_threshold_mb", value, remedy)
+    _fusion_thresholds.add(options.get(FUSION))
     with _rendezvous(world) as variables, _environment({**variables, **options}):
         hvd.init()
         if (hvd.rank(), hvd.size()) != (world.rank, world.size):

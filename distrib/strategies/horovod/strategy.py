@@ -134,12 +134,14 @@ class Horovod(Strategy):
 
     def _options(self, world: World) -> dict[str, str]:
         """Horovod's settings, in the variables it reads them from when it starts."""
+        from distrib.strategies.horovod import engine
+
         options = {
             "HOROVOD_GLOO_TIMEOUT_SECONDS": str(max(1, int(world.collective_timeout))),
             "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": str(max(1, int(world.collective_timeout))),
         }
         if self.fusion_threshold_mb is not None:
-            options["HOROVOD_FUSION_THRESHOLD"] = str(int(self.fusion_threshold_mb * 2**20))
+            options[engine.FUSION] = str(int(self.fusion_threshold_mb * 2**20))
         if self.cycle_time_ms is not None:
             options["HOROVOD_CYCLE_TIME"] = str(self.cycle_time_ms)
         if self.timeline:
