@@ -47,7 +47,7 @@ def run(
     tracker.check()
     try:
         rank = assemble(config, run_dir=run_dir, world=world, strategy=strategy, tracker=tracker)
-        strategy.setup(rank.job, world)
+        strategy.setup(rank.job, replace(world, log=run_dir / "logs" / f"rank-{world.rank}.log"))
         return strategy.run(partial(train, rank, stop_requested=stop_requested))
     finally:
         strategy.close()

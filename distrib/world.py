@@ -34,6 +34,8 @@ class World:
     """Names this start of the job: a restarted rank must not read what an earlier start wrote."""
     collective_timeout: float = 600.0
     """Seconds that one collective operation may take."""
+    log: Path | None = None
+    """This rank's log file, for an engine's own words; None: standard error."""
     store: Any = field(default=None, repr=False, compare=False)
     """The key-value store the ranks met at (`distrib.rendezvous.meet`); None before that."""
 

@@ -27,4 +27,12 @@ CANDIDATES = [
         target={"_target_": "distrib.strategies.fsdp.FSDP", "shard_size": 2},
         sizes=(2, 4),
     ),
+    *[
+        Candidate(
+            name=f"zero{stage}",
+            target={"_target_": "distrib.strategies.deepspeed.DeepSpeed", "stage": stage},
+            precisions=("fp32",),
+        )
+        for stage in (1, 2, 3)
+    ],
 ]

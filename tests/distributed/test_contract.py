@@ -78,7 +78,9 @@ def test_trajectory(
 @pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
 def test_microbatch_size_changes_nothing_without_dropout(workers: Workers, candidate: Candidate) -> None:
     """Without dropout every microbatch size gives one trajectory, also one that leaves ranks idle."""
-    whole = Proof(strategy=candidate.target, microbatch_size=10, dropout=0.0)
+    whole = Proof(
+        strategy=candidate.target, precision=candidate.precisions[0], microbatch_size=10, dropout=0.0
+    )
     for microbatch in (1, 3, 8):
         ours = workers.run(
             train, dataclasses.replace(whole, microbatch_size=microbatch), size=max(candidate.sizes)
@@ -89,12 +91,24 @@ def test_microbatch_size_changes_nothing_without_dropout(workers: Workers, candi
 @pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
 def test_momentum_sgd(workers: Workers, candidate: Candidate) -> None:
     """The promise does not depend on the optimizer: SGD would show a gradient scaled wrongly."""
-    proof = Proof(strategy=candidate.target, momentum_sgd=True, max_grad_norm=None, lr=0.1)
+    proof = Proof(
+        strategy=candidate.target,
+        precision=candidate.precisions[0],
+        momentum_sgd=True,
+        max_grad_norm=None,
+        lr=0.1,
+    )
     assert_same(workers.run(train, proof, size=max(candidate.sizes)), proof)
 
 
-@pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
-@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+@pytest.mark.parametrize(
+    ("candidate", "precision"),
+    [
+        pytest.param(candidate, precision, id=f"{precision}-{candidate.name}")
+        for candidate in CANDIDATES
+        for precision in candidate.precisions
+    ],
+)
 def test_resume_at_another_world_size(
     workers: Workers, tmp_path: Path, candidate: Candidate, precision: str
 ) -> None:
@@ -112,11 +126,18 @@ def test_resume_at_another_world_size(
 
 @pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
 def test_checkpoint_moves_to_another_strategy(workers: Workers, tmp_path: Path, candidate: Candidate) -> None:
-    """What one strategy saves every other goes on from."""
-    proof = Proof(strategy=candidate.target)
-    workers.run(train, dataclasses.replace(proof, steps=7, save_to=str(tmp_path)), size=max(candidate.sizes))
+    """What one strategy saves every other goes on from, in the best precision that both take."""
+    head = Proof(strategy=candidate.target, steps=7)
+    for precision in candidate.precisions:
+        saved = tmp_path / precision
+        saved.mkdir()
+        head = dataclasses.replace(head, precision=precision, save_to=str(saved))
+        workers.run(train, head, size=max(candidate.sizes))
     for other in CANDIDATES:
-        tail = dataclasses.replace(proof, strategy=other.target, first_step=7, load_from=str(tmp_path))
+        precision = next(name for name in other.precisions if name in candidate.precisions)
+        tail = Proof(
+            strategy=other.target, precision=precision, first_step=7, load_from=str(tmp_path / precision)
+        )
         assert_same(workers.run(train, tail, size=max(other.sizes)), tail)
 
 
@@ -124,7 +145,10 @@ def test_checkpoint_moves_to_another_strategy(workers: Workers, tmp_path: Path, 
 def test_nan_on_one_rank_skips_the_step_on_all(workers: Workers, candidate: Candidate) -> None:
     """A loss that is NaN on one rank leaves every rank's weights as they were, and training goes on."""
     size = max(candidate.sizes)
-    proof = Proof(strategy=candidate.target, microbatch_size=2, steps=1, nan_at=(0, size - 1))
+    precision = candidate.precisions[0]
+    proof = Proof(
+        strategy=candidate.target, precision=precision, microbatch_size=2, steps=1, nan_at=(0, size - 1)
+    )
     for rank in workers.run(train, proof, size=size):
         assert rank.updated == [False]
         assert not math.isfinite(rank.grad_norms[0])
@@ -134,7 +158,7 @@ def test_nan_on_one_rank_skips_the_step_on_all(workers: Workers, candidate: Cand
     ours = workers.run(train, later, size=size)
     assert [rank.updated for rank in ours] == [[True, False, True]] * size
     difference, _ = largest_difference(ours[0].weights, reference(hashable(later)).weights)
-    assert difference <= WEIGHT_BOUND["fp64"]
+    assert difference <= WEIGHT_BOUND[precision]
 
 
 def lifecycle(world: World, proof: Proof) -> tuple[bool, int, list[float]]:
@@ -165,6 +189,7 @@ def lifecycle(world: World, proof: Proof) -> tuple[bool, int, list[float]]:
 def test_lifecycle(workers: Workers, candidate: Candidate) -> None:
     """A step leaves no gradient, reduce counts each shard once, close may be called at any time."""
     size = max(candidate.sizes)
-    for _, gradients, sums in workers.run(lifecycle, Proof(strategy=candidate.target), size=size):
+    proof = Proof(strategy=candidate.target, precision=candidate.precisions[0])
+    for _, gradients, sums in workers.run(lifecycle, proof, size=size):
         assert gradients == 0
         assert sums == [size, size, size * (size - 1) / 2]

@@ -1,0 +1,58 @@
+"""DeepSpeed's engine: started, and run for one optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distrib.core import Batch, Job, StepResult
+from distrib.parallel.accumulate import accumulate
+from distrib.parallel.precision import autocast
+from distrib.world import World
+
+
+def start(job: Job, world: World, config: Mapping[str, Any]) -> Any:
+    """The engine over the job's model and optimizer."""
+    import deepspeed
+
+    module = job.build_model().to(world.device)
+    optimizer = job.build_optimizer((name, p) for name, p in module.named_parameters() if p.requires_grad)
+    engine, *_ = deepspeed.initialize(
+        model=module, optimizer=optimizer, config=dict(config), dist_init_required=False
+    )
+    return engine
+
+
+def train_step(
+    engine: Any, microbatches: Sequence[Batch], *, job: Job, world: World, step: int
+) -> StepResult:
+    """One update by the engine, which clips, and leaves the update out where the norm is not finite."""
+    loss = accumulate(
+        engine,
+        microbatches,
+        job=job,
+        step=step,
+        device=torch.device(world.device),
+        factor=world.size,  # DeepSpeed divides the summed gradients by the world size
+    )
+    for group in engine.optimizer.param_groups:
+        group["lr"] = job.lr(step)
+    engine.step()
+    norm = torch.as_tensor(engine.get_global_grad_norm())
+    return StepResult(loss=loss, grad_norm=norm, updated=bool(engine.was_step_applied()))
+
+
+def eval_step(engine: Any, batch: Batch, *, job: Job, world: World) -> Mapping[str, Tensor]:
+    """The task's sums over one batch.
+
+    Not in inference mode: what stage 3 gathers in it could not be freed outside of it.
+    """
+    engine.module.eval()
+    try:
+        with torch.no_grad(), autocast(job.precision, torch.device(world.device))():
+            return job.evaluate(engine.module, batch.tensors)
+    finally:
+        engine.module.train()
