@@ -97,13 +97,13 @@ def _verify(args: argparse.Namespace, server: ForkServer | None) -> int:
     return _carry_out(plan, root=root, server=server, randomness=randomness)
 
 
-def make_root(run_dir: str | None, name: str) -> Path:
+def make_root(run_dir: str | None, name: str, *, parent: Path = VERIFICATIONS) -> Path:
     """The new directory of a comparison. Raises `ConfigError` for one that holds something."""
     from distrib.cli.rundir import make_fresh
     from distrib.errors import ConfigError
 
     if run_dir is None:
-        return make_fresh(VERIFICATIONS / name)
+        return make_fresh(parent / name)
     root = Path(run_dir).resolve()
     if root.exists() and any(root.iterdir()):
         raise ConfigError("run_dir", root, "a comparison needs a new directory")

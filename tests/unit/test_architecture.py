@@ -70,8 +70,8 @@ ARROWS: dict[str, set[str]] = {
     | {"config", "recipes", "targets", "trainer", "checkpointing", "metrics", "data", "tracking"},
     "proof": VALUES
     | STATE
-    | {"checkpoint", "config", "data", "launchers", "parallel", "run", "strategies.single", "targets"}
-    | {"tracking", "worker", "world"},
+    | {"checkpoint", "config", "data", "launchers", "parallel", "run", "strategies.base", "strategies.single"}
+    | {"targets", "tracking", "worker", "world"},
     "worker": VALUES | WORLD | {"config", "launchers.failure", "rendezvous", "run", "signals"},
     "inference": VALUES | {"checkpoint", "config", "data", "parallel", "recipes", "targets", "tasks.base"},
     "testing": VALUES | STATE | {"strategies.base", "parallel", "world", "config", "targets"},
