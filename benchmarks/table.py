@@ -18,6 +18,18 @@ NAMES = {
     "trainer": "transformers Trainer",
     "torch-save": "torch.save",
     "safetensors": "safetensors",
+    "ddp": "**distrib** `strategy=ddp`",
+    "ddp-bf16": "**distrib** `strategy=ddp strategy.compression=bf16`",
+    "ddp-powersgd": "**distrib** `strategy=ddp strategy.compression=powersgd`",
+    "fsdp": "**distrib** `strategy=fsdp`",
+    "fsdp-keep": "**distrib** `strategy=fsdp strategy.reshard_after_forward=false`",
+    "fsdp-bf16": "**distrib** `strategy=fsdp strategy.param_dtype=bf16 precision=bf16`",
+    "stock-fsdp": "torch `fully_shard`",
+    "stock-fsdp-keep": "torch `fully_shard`, `reshard_after_forward=False`",
+    "zero1": "**distrib** `strategy=zero1`",
+    "zero2": "**distrib** `strategy=zero2`",
+    "zero3": "**distrib** `strategy=zero3`",
+    "horovod": "**distrib** `strategy=horovod`",
 }
 MODELS = {"mlp": "a tiny perceptron", "minilm": "MiniLM (22.7 M parameters)"}
 
@@ -33,7 +45,7 @@ and says more than wall time on a machine that does other things as well.
 
 def main() -> None:
     path = RESULTS.parent / "README.md"
-    path.write_text("\n".join([INTRODUCTION, *overhead(), *startup(), *memory(), ""]))
+    path.write_text("\n".join([INTRODUCTION, *overhead(), *startup(), *memory(), *traffic(), *held(), ""]))
     print(path)
 
 
@@ -104,6 +116,48 @@ def memory() -> Iterator[str]:
     ]
     yield table(["", "added MB", "in units of the largest tensor", "written MB"], rows)
     yield footnote(result)
+
+
+def traffic() -> Iterator[str]:
+    """What a step sends, against the least, for each number of processes."""
+    for path in sorted(RESULTS.glob("traffic-*.json")):
+        result = load(path)
+        yield f"## Bytes sent per step by {result['settings']['num_processes']} processes\n"
+        yield (
+            "In units of (N-1)/N of a 13.6 M parameter model in fp32, counted by the kernel, TCP's headers "
+            "included. *least*: each part of weights or gradient sent once per gather, scatter or half of an "
+            "all-reduce. distrib's fsdp is below it: the last block and what is outside the blocks are not "
+            "gathered twice.\n"
+        )
+        rows = [
+            [NAMES[name], f"{summary['units']['median']:.3f}", *shown(summary, "least", digits=0)]
+            for name, summary in result["summary"].items()
+        ]
+        yield table(["", "units", "least"], rows)
+        yield footnote(result)
+
+
+def held() -> Iterator[str]:
+    """What a rank holds after backward, against the formula, for each number of processes."""
+    for path in sorted(RESULTS.glob("memory-*.json")):
+        result = load(path)
+        yield f"## Bytes per parameter on each of {result['settings']['num_processes']} processes\n"
+        rows = [
+            [
+                NAMES[name],
+                f"{summary['live']['median']:.3f}",
+                *shown(summary, "formula", digits=2),
+                f"{summary['setup_peak']['median']:.2f}",
+            ]
+            for name, summary in result["summary"].items()
+        ]
+        yield table(["", "live tensors after backward", "formula", "peak while setting up"], rows)
+        yield footnote(result)
+
+
+def shown(summary: dict[str, Any], number: str, *, digits: int) -> list[str]:
+    """A cell with a median, empty where there is none."""
+    return [f"{summary[number]['median']:.{digits}f}" if number in summary else ""]
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -48,6 +48,38 @@ def test_ring_gives_each_rank_its_part_of_the_sum(workers: Workers, size: int, d
         assert workers.run(scattered, numel, dtype, size=size) == [True] * size
 
 
+def reduced(world: World, proof: Proof) -> tuple[int, int]:
+    """Numbers that went round the ring in a step of one round, and by torch's reduce-scatter."""
+    import torch.distributed as dist
+
+    from distrib.parallel import ring
+
+    counts = {"ring": 0, "torch": 0}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module, function in (
+            ("ring", ring, "reduce_scatter"),
+            ("torch", dist, "reduce_scatter_single"),
+        ):
+            real = getattr(module, function)
+
+            def counted(
+                output: Any, input: Any, *, _name: str = name, _real: Any = real, **options: Any
+            ) -> Any:
+                counts[_name] += input.numel()
+                return _real(output, input, **options)
+
+            patch.setattr(module, function, counted)
+        train(world, proof)
+    return counts["ring"], counts["torch"]
+
+
+def test_every_gradient_goes_round_the_ring(workers: Workers) -> None:
+    """On gloo nothing is left to torch's reduce-scatter, which sends twice as much."""
+    proof = Proof(strategy=fsdp(), steps=1, global_batch_size=8)
+    parameters = sum(parameter.numel() for parameter in job_for(proof).build_model().parameters())
+    assert workers.run(reduced, proof, size=2) == [(parameters, 0)] * 2
+
+
 def averaged(world: World) -> str:
     import torch.distributed as dist
 

@@ -1,0 +1,104 @@
+"""Bytes per parameter that a rank holds after backward, and its peak while the strategy is set up.
+
+Live tensors, counted by storage just before the optimizer's second update: weights, gradients, and optimizer
+state, which exists after the first. Activations are freed by then. ``formula`` is what theory says.
+The peak of setting up is of resident memory, over what the process had before; the model is built whole on
+every rank first, which is 4 bytes per parameter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import sys
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.common import Numbers, Variant, interleave, write
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from distrib.core import Job
+    from distrib.strategies.base import Strategy
+
+NAMES = ("ddp", "fsdp", "fsdp-keep", "fsdp-bf16")
+WIDTH = 512
+
+
+def main() -> None:
+    from benchmarks.engines import CASES
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--processes", nargs="+", type=int, default=[2, 4])
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(NAMES))
+    arguments = parser.parse_args()
+    for size in arguments.processes:
+        variants = [
+            Variant(name=name, arguments=["-m", "benchmarks.memory", "--worker", name], num_processes=size)
+            for name in arguments.cases
+        ]
+        runs = interleave(variants, repeats=arguments.repeats)
+        print(write(f"memory-{size}", runs, settings={"num_processes": size}))
+
+
+def worker(name: str) -> Numbers:
+    """This rank's part."""
+    import torch
+
+    torch.set_num_threads(1)
+    from benchmarks.checkpoint_memory import rise
+    from benchmarks.engines import CASES, build_model, job, strategy_of, train, world_of_this_rank
+
+    case, world = CASES[name], world_of_this_rank()
+    small = job(size=world.size, precision=case.precision, width=64)
+    with strategy_of(case, world, job=small) as strategy:  # pays for imports and connections
+        train(strategy, first=0, steps=1)
+    live: list[int] = []
+    recipes = watched(job(size=world.size, precision=case.precision, width=WIDTH), live)
+    with ExitStack() as stack:
+        opened: list[Strategy] = []
+        peak = rise(lambda: opened.append(stack.enter_context(strategy_of(case, world, job=recipes))))
+        train(opened[0], first=0, steps=2)
+    parameters = sum(parameter.numel() for parameter in build_model(WIDTH).parameters())
+    formula = case.live_bytes(world.size)
+    return {
+        "live": live[-1] / parameters,
+        "setup_peak": peak["added_bytes"] / parameters,
+        **({} if formula is None else {"formula": formula}),
+    }
+
+
+def watched(recipes: Job, live: list[int]) -> Job:
+    """The same recipes, with an optimizer that notes the live bytes just before each update."""
+
+    def build(parameters: Iterable[Any]) -> Optimizer:
+        optimizer = recipes.build_optimizer(parameters)
+        optimizer.register_step_pre_hook(lambda *_: live.append(live_bytes()))
+        return optimizer
+
+    return dataclasses.replace(recipes, build_optimizer=build)
+
+
+def live_bytes() -> int:
+    """The size of all storages that tensors in this process refer to, each once."""
+    import torch
+
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.device.type != "meta":
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+if __name__ == "__main__":
+    if "--worker" in sys.argv:
+        print(json.dumps(worker(sys.argv[2])), flush=True)
+    else:
+        main()
