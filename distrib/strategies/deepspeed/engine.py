@@ -30,12 +30,14 @@ def train_step(
     engine: Any, microbatches: Sequence[Batch], *, job: Job, world: World, step: int
 ) -> StepResult:
     """One update by the engine, which clips, and leaves the update out where the norm is not finite."""
+    device = torch.device(world.device)
     loss = accumulate(
         engine,
         microbatches,
         job=job,
         step=step,
-        device=torch.device(world.device),
+        device=device,
+        forward_context=autocast(job.precision, device),  # the engine's own ends before the loss
         factor=world.size,  # DeepSpeed divides the summed gradients by the world size
     )
     for group in engine.optimizer.param_groups:
