@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from distrib.core import Batch, Job
-from distrib.errors import ConfigError, MissingDependencyError
+from distrib.errors import ConfigError, LaunchError, MissingDependencyError
 from distrib.rendezvous import lost_peer
 from distrib.strategies.horovod import engine
 from distrib.strategies.horovod.strategy import Horovod
@@ -200,6 +200,25 @@ def test_every_rank_starts_from_rank_0s_weights(workers: Workers) -> None:
     torch.manual_seed(0)
     expected = float(nn.Linear(1, 1, bias=False).weight.detach())
     assert workers.run(weights_of_another_rank, size=3) == [pytest.approx(expected)] * 3
+
+
+def test_a_failed_start_names_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Horovod says when it cannot start is passed on with the rank it happened to."""
+    import horovod.torch as hvd
+
+    def fail() -> None:
+        raise ValueError("Horovod initialization failed.")
+
+    monkeypatch.setattr(hvd, "init", fail)
+    with pytest.raises(LaunchError, match=r"did not start on rank 0 of 1 \(Horovod initialization failed"):
+        engine.start(World(), options={})
+
+
+def test_an_address_of_another_host_is_refused() -> None:
+    """Rank 0 cannot serve at an address that is not its own: named, with the variable that sets it."""
+    elsewhere = World(size=2, num_nodes=2, master_address="192.0.2.1", master_port=1)
+    with pytest.raises(LaunchError, match=r"rank 0 cannot serve Horovod at 192\.0\.2\.1 .*MASTER_ADDR"):
+        Horovod().setup(job_for(proof()), elsewhere)
 
 
 def leave_early(world: World) -> bool:

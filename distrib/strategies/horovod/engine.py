@@ -60,12 +60,22 @@ def start(world: World, *, options: Mapping[str, str]) -> None:
         raise ConfigError("strategy.fusion_threshold_mb", value, remedy)
     _fusion_thresholds.add(options.get(FUSION))
     with _rendezvous(world) as variables, _environment({**variables, **options}):
-        hvd.init()
+        _init(hvd, world)
         if (hvd.rank(), hvd.size()) != (world.rank, world.size):
             theirs = f"Horovod started as rank {hvd.rank()} of {hvd.size()}"
             raise LaunchError(f"{theirs}, the launcher says {world.rank} of {world.size}")
         # Rank 0 serves the others until the last of them is through.
         hvd.barrier()
+
+
+def _init(hvd: Any, world: World) -> None:
+    try:
+        hvd.init()
+    except ValueError as error:
+        raise LaunchError(
+            f"Horovod did not start on rank {world.rank} of {world.size} ({error}); "
+            "the other ranks' logs say why, or raise timeouts.collective if they are only slow"
+        ) from error
 
 
 def stop() -> None:
@@ -122,7 +132,11 @@ def _server(world: World) -> Iterator[int]:
     """
     from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
 
-    server = RendezvousHTTPServer((_bound_to(world), 0), RendezvousHandler, 0)
+    try:
+        server = RendezvousHTTPServer((_bound_to(world), 0), RendezvousHandler, 0)
+    except OSError as error:
+        remedy = "MASTER_ADDR has to be an address of rank 0's host"
+        raise LaunchError(f"rank 0 cannot serve Horovod at {_address(world)} ({error}); {remedy}") from error
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, name="horovod")
     thread.start()
