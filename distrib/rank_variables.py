@@ -148,7 +148,7 @@ def _number(variables: Variables, name: str, environ: Mapping[str, str]) -> int:
 
 
 def _optional(variables: Variables, name: str | None, environ: Mapping[str, str]) -> int | None:
-    return _number(variables, name, environ) if name in environ and name is not None else None
+    return _number(variables, name, environ) if name is not None and name in environ else None
 
 
 def _local_size(variables: Variables, environ: Mapping[str, str], *, node: int) -> int:

@@ -121,6 +121,13 @@ def test_one_host_needs_no_address() -> None:
     assert World.from_env(environ).master_address == "127.0.0.1"
 
 
+def test_the_process_environment_is_read_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`os.environ` refuses questions a dict would answer: Open MPI, which has no variable for the node."""
+    for name, value in OPEN_MPI.items():
+        monkeypatch.setenv(name, value)
+    assert World.from_env() == World.from_env(OPEN_MPI)
+
+
 @pytest.mark.parametrize(
     ("environ", "words"),
     [
