@@ -9,11 +9,13 @@ import struct
 import sys
 
 BYTES_SENT = 200
-"""Where ``tcpi_bytes_sent`` lies in Linux's ``struct tcp_info`` (include/uapi/linux/tcp.h, since 4.19)."""
+"""Where ``tcpi_bytes_sent`` lies in Linux's ``struct tcp_info`` (include/uapi/linux/tcp.h, since 4.19).
+``tcpi_bytes_retrans`` follows it: on a busy machine even the loopback interface sends twice at times."""
+SIZE = BYTES_SENT + 16
 
 
 def bytes_sent() -> int | None:
-    """Bytes handed to the network on the sockets open now, headers left out; None where it is not Linux.
+    """Payload handed to the network on the sockets open now, each byte once; None where it is not Linux.
 
     The counters of an interface would take in what every other program sends. What moves through
     shared memory (MPI, NCCL and DeepSpeed within a host) is not counted.
@@ -31,8 +33,8 @@ def _sent(fd: int) -> int:
         with socket.socket(fileno=os.dup(fd)) as found:
             if found.type != socket.SOCK_STREAM or found.family not in (socket.AF_INET, socket.AF_INET6):
                 return 0
-            info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_SENT + 8)
-        if len(info) == BYTES_SENT + 8:
-            sent: int = struct.unpack_from("=Q", info, BYTES_SENT)[0]
-            return sent
+            info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, SIZE)
+        if len(info) == SIZE:
+            sent, again = struct.unpack_from("=QQ", info, BYTES_SENT)
+            return int(sent - again)
     return 0
