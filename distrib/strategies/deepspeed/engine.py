@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distrib.core import Batch, Job, StepResult
 from distrib.parallel.accumulate import accumulate
@@ -18,12 +18,24 @@ def start(job: Job, world: World, config: Mapping[str, Any]) -> Any:
     """The engine over the job's model and optimizer."""
     import deepspeed
 
-    module = job.build_model().to(world.device)
+    module = place(job.build_model(), world, config)
     optimizer = job.build_optimizer((name, p) for name, p in module.named_parameters() if p.requires_grad)
     engine, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, config=dict(config), dist_init_required=False
     )
     return engine
+
+
+def place(module: nn.Module, world: World, config: Mapping[str, Any]) -> nn.Module:
+    """Moves a fresh model to the device: at stage 3 parameter by parameter, each split on arrival."""
+    import deepspeed
+
+    if config["zero_optimization"]["stage"] < 3:
+        return module.to(world.device)
+    deepspeed.zero.Init(module=module, config_dict_or_path=dict(config))
+    for buffer in module.buffers():
+        buffer.data = buffer.to(world.device)
+    return module
 
 
 def train_step(

@@ -64,7 +64,16 @@ def _disconnect() -> None:
         dist.destroy_process_group()
     groups._release_process_group_references()
     deepspeed.comm.comm.cdb = None  # else the next set-up finds the one that is gone
+    _restore_linear()
     _count_from_zero()
+
+
+def _restore_linear() -> None:
+    """Stage 3 replaces ``torch.nn.functional.linear`` for the rest of the process's life."""
+    import torch
+    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Patched
+
+    torch.nn.functional.linear = getattr(Patched, "linear_bk", torch.nn.functional.linear)
 
 
 def _count_from_zero() -> None:
