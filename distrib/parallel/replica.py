@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distrib.core import Batch, Job, StepResult
+from distrib.parallel import norm
 from distrib.parallel.accumulate import Context, accumulate
 from distrib.parallel.precision import LossScale, autocast
 from distrib.parallel.state import load_replica, save_replica
@@ -35,7 +36,7 @@ class Replica:
         *,
         device: str,
         place: Callable[[nn.Module], nn.Module] | None = None,
-        total_norm: Callable[[Sequence[Tensor]], Tensor] = torch.nn.utils.get_total_norm,
+        total_norm: Callable[[Sequence[Tensor]], Tensor] = norm.total_norm,
         local: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.job = job

@@ -22,6 +22,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.optim import Optimizer
 
 from distrib.core import Batch
+from distrib.parallel import norm
 from distrib.parallel.blocks import transformer_blocks
 from distrib.parallel.ring import RingReduceScatter
 from distrib.parallel.state import named_weights, optimizer_slots
@@ -84,7 +85,7 @@ def full(tensor: Tensor) -> Tensor:
 
 def total_norm(gradients: Sequence[Tensor], *, group: dist.ProcessGroup) -> Tensor:
     """The norm of a gradient whose disjoint parts the ranks of ``group`` hold."""
-    squares = torch.nn.utils.get_total_norm(gradients).square()
+    squares = norm.total_norm(gradients).square()
     dist.all_reduce(squares, group=group)
     return squares.sqrt()
 
