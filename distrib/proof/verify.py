@@ -129,9 +129,11 @@ class Verification:
             return ""
         self.located.add(cell.strategy)
         self.say(f"{cell.title}: differs; looking for the place")
+        theirs = self.asked.references[self._reference_size(cell)]
         return find_place(
             config,
-            self.asked.references[self._reference_size(cell)],
+            theirs,
+            replace(theirs, strategy=NUDGED),
             last_step=first_broken(found, bounds),
             folder=self.root / "where",
             run_job=partial(run_job, server=self.server),

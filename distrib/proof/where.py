@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distrib.checkpoint import step_folder
 from distrib.config import RunConfig
-from distrib.core import PrecisionName
 from distrib.errors import DistribError
-from distrib.proof.bounds import Bounds
-from distrib.proof.trajectory import Differences, TensorDifference, tensor_differences
+from distrib.proof.bounds import GROWTH, Bounds
+from distrib.proof.trajectory import Differences, tensor_differences
 
 SECTIONS = ("optimizer", "model")
 """The optimizer first: after one step its averages are the gradient, which AdamW hides from the weights."""
-
-VISIBLE: dict[PrecisionName, float] = {"fp64": 1e-9, "fp32": 1e-3, "bf16": 0.1, "fp16": 0.1}
-"""What counts as a difference of one tensor, as a share of the largest value of its kind in the model:
-an average of gradients that are zero but for rounding would differ by all of itself."""
 
 RunJob = Callable[[RunConfig, Path], None]
 
@@ -53,16 +48,17 @@ def first_broken(found: Differences, bounds: Bounds) -> int:
 
 
 def find_place(
-    ours: RunConfig, theirs: RunConfig, *, last_step: int, folder: Path, run_job: RunJob
+    ours: RunConfig, theirs: RunConfig, nudged: RunConfig, *, last_step: int, folder: Path, run_job: RunJob
 ) -> Place | str:
-    """Trains both as far as ``last_step`` again, or says why nothing was found. Leaves no checkpoint."""
-    runs = [folder / "ours", folder / "theirs"]
+    """Trains all three as far as ``last_step`` again, or says why nothing was found. Leaves no checkpoint."""
     try:
-        for config, run_dir in zip((ours, theirs), runs, strict=True):
-            run_job(with_every_step(config, last_step=last_step), run_dir)
-        roots = [run_dir / "checkpoints" for run_dir in runs]
+        roots = []
+        for number, config in enumerate((ours, theirs, nudged)):
+            run_job(with_every_step(config, last_step=last_step), folder / str(number))
+            roots.append(folder / str(number) / "checkpoints")
         for step in range(1, last_step + 1):
-            place = compare_step(*roots, step=step, visible=VISIBLE[ours.precision.name])
+            a, b, c = (step_folder(root, step) for root in roots)
+            place = compare_step(shares(a, b), rounding=shares(c, b), step=step)
             if place is not None:
                 return place
     except DistribError as error:
@@ -82,24 +78,36 @@ def with_every_step(config: RunConfig, *, last_step: int) -> RunConfig:
     )
 
 
-def compare_step(ours: Path, theirs: Path, *, step: int, visible: float) -> Place | None:
-    """The tensor that differs most after a step, where one does."""
-    a, b = step_folder(ours, step), step_folder(theirs, step)
-    tensors = [list(tensor_differences(a, b, section=section)) for section in SECTIONS]
-    shares = [found for section in tensors for found in _shares(section)]
-    far = [(share, name) for share, name in shares if not share <= visible]
+Shares = Mapping[str, float]
+"""How far each tensor is off, in units of the largest value of its kind in the model."""
+
+
+def compare_step(found: Shares, *, rounding: Shares, step: int) -> Place | None:
+    """The tensor that is most off, where one is by more than rounding does to any of its kind."""
+    floor: dict[str, float] = {}
+    for name, share in rounding.items():
+        floor[_kind(name)] = max(floor.get(_kind(name), 0.0), GROWTH * share)
+    far = {name: share for name, share in found.items() if not share <= floor.get(_kind(name), 0.0)}
     if not far:
         return None
-    share, name = max(far)
-    return Place(step=step, name=name, share=share, count=len(far), total=len(shares))
+    name = max(far, key=far.__getitem__)
+    return Place(step=step, name=name, share=far[name], count=len(far), total=len(found))
 
 
-def _shares(tensors: list[TensorDifference]) -> Iterator[tuple[float, str]]:
-    """Differences in units of the largest value of the same slot; weights are one kind together."""
-    sizes: dict[str, float] = {}
-    for found in tensors:
-        kind = found.name.partition("/")[2]
-        sizes[kind] = max(sizes.get(kind, 0.0), found.size)
-    for found in tensors:
-        size = sizes[found.name.partition("/")[2]]
-        yield (found.largest / size if size else found.largest), found.name
+def shares(ours: Path, theirs: Path) -> dict[str, float]:
+    """Of every tensor of two checkpoints: an average of gradients that are zero but for rounding would
+    differ by all of itself, but hardly in units of the largest average in the model."""
+    found: dict[str, float] = {}
+    for section in SECTIONS:
+        tensors = list(tensor_differences(ours, theirs, section=section))
+        sizes: dict[str, float] = {}
+        for tensor in tensors:
+            sizes[_kind(tensor.name)] = max(sizes.get(_kind(tensor.name), 0.0), tensor.size)
+        for tensor in tensors:
+            found[tensor.name] = tensor.largest / (sizes[_kind(tensor.name)] or 1.0)
+    return found
+
+
+def _kind(name: str) -> str:
+    """A slot of the optimizer, or nothing: weights are of one kind."""
+    return name.partition("/")[2]

@@ -27,7 +27,7 @@ from distrib.proof.randomness import Randomness, random_parts
 from distrib.proof.trajectory import Differences, Trajectory, differences, tensor_differences
 from distrib.proof.verify import Asked, Row, Verified, as_json
 from distrib.proof.verify_page import write_page
-from distrib.proof.where import compare_step, first_broken, with_every_step
+from distrib.proof.where import compare_step, first_broken, shares, with_every_step
 from distrib.state import StateWriter
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
@@ -194,19 +194,28 @@ def test_random_parts_are_found_by_their_rates() -> None:
     assert list(random_parts(model)) == ["2 x Dropout(p=0.1): 0, 1", "1 x Odd(layerdrop=0.25): 4"]
 
 
-def test_the_first_place_where_two_runs_part(tmp_path: Path) -> None:
-    """The tensor that differs most in units of its kind, noise on a zero gradient left aside."""
-    model = {"a": [1.0], "b": [1.0]}
+def test_differences_are_in_units_of_their_kind(tmp_path: Path) -> None:
+    """Noise on a gradient that is zero is nothing beside another parameter's gradient."""
+    model = {"a": [2.0], "b": [1.0]}
     slots = {"a/exp_avg": [1.0], "b/exp_avg": [1e-9]}
-    checkpoint(tmp_path / "ours" / "step-00000001", model=model, optimizer={**slots, "b/exp_avg": [2e-9]})
-    checkpoint(tmp_path / "theirs" / "step-00000001", model=model, optimizer=slots)
-    assert compare_step(tmp_path / "ours", tmp_path / "theirs", step=1, visible=1e-3) is None
+    ours = checkpoint(
+        tmp_path / "ours", model={**model, "b": [2.0]}, optimizer={**slots, "b/exp_avg": [2e-9]}
+    )
+    theirs = checkpoint(tmp_path / "theirs", model=model, optimizer=slots)
+    assert shares(ours, theirs) == pytest.approx(
+        {"a/exp_avg": 0.0, "b/exp_avg": 1e-9, "a": 0.0, "b": 0.5}, rel=1e-3
+    )
 
-    checkpoint(tmp_path / "ours" / "step-00000002", model=model, optimizer={**slots, "a/exp_avg": [1.5]})
-    checkpoint(tmp_path / "theirs" / "step-00000002", model=model, optimizer=slots)
-    place = compare_step(tmp_path / "ours", tmp_path / "theirs", step=2, visible=1e-3)
+
+def test_a_tensor_stands_out_by_more_than_rounding() -> None:
+    """Ten times what rounding does to any tensor of its kind; the one most off is named."""
+    rounding = {"a": 1e-7, "b": 0.0, "a/exp_avg": 1e-3}
+    found = {"a": 9e-7, "b": 9e-7, "a/exp_avg": 9e-3}
+    assert compare_step(found, rounding=rounding, step=1) is None
+    place = compare_step({**found, "b": 2e-6, "a/exp_avg": 0.5}, rounding=rounding, step=3)
     assert place is not None
-    assert (place.step, place.name, place.share, place.count) == (2, "a/exp_avg", 0.5, 1)
+    assert (place.step, place.name, place.share, place.count, place.total) == (3, "a/exp_avg", 0.5, 2, 3)
+    assert compare_step({**found, "b": math.nan}, rounding=rounding, step=1) is not None
 
 
 def test_the_first_step_that_breaks_a_bound() -> None:
