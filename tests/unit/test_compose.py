@@ -41,6 +41,9 @@ def test_a_whole_run_from_one_word() -> None:
         "_target_": "distrib.strategies.ddp.DDP",
         "bucket_mb": 1.0,
         "find_unused_parameters": False,
+        "compression": "none",
+        "powersgd_rank": 4,
+        "powersgd_start": 10,
     }
     assert config.train.steps == 7
     assert config.train.max_grad_norm == 1.0
