@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from distrib.errors import CheckpointError, ConfigError, MissingDependencyError
 from distrib.state import StateReader, StateWriter
@@ -21,7 +21,16 @@ from distrib.strategies.deepspeed import DeepSpeed
 from distrib.strategies.deepspeed.settings import check_settings
 from distrib.strategies.deepspeed.state import read_elements
 from distrib.strategies.deepspeed.validation import refusal
-from distrib.testing.proof import Proof, job_for, largest_difference, train
+from distrib.targets import build
+from distrib.testing.proof import (
+    Proof,
+    evaluation,
+    global_batch,
+    job_for,
+    largest_difference,
+    saved_weights,
+    train,
+)
 from distrib.testing.workers import Workers
 from distrib.world import World
 
@@ -162,6 +171,51 @@ def test_options_change_no_number(workers: Workers, tmp_path: Path, options: dic
     ours = workers.run(train, tail, size=2)
     assert ours[0].losses == pytest.approx(theirs.losses[7:], abs=1e-5, rel=0)
     assert largest_difference(ours[0].weights, theirs.weights)[0] <= 5e-4
+
+
+def partly_frozen(world: World, proof: Proof, folder: str) -> tuple[float, list[float]]:
+    """An evaluation, then steps with a frozen parameter and decay by shape, reloaded midway."""
+    plain = job_for(proof)
+
+    def build_model() -> nn.Module:
+        model = plain.build_model()
+        model.get_parameter("embedding.weight").requires_grad_(False)
+        return model
+
+    job = dataclasses.replace(plain, build_model=build_model, build_optimizer=decay_by_shape)
+    strategy = build(proof.strategy, key="strategy", plugins=())
+    strategy.setup(job, world)
+    try:
+        before, losses = evaluation(strategy)["loss"], []
+        for step in range(proof.steps):
+            if step == 2:
+                saved_weights(strategy, world, dataclasses.replace(proof, save_to=folder))
+                strategy.load(StateReader(Path(folder)))
+            batches = global_batch(proof, step)
+            result = strategy.train_step(strategy.shard.take(batches), step)
+            losses.append(strategy.reduce({"loss": result.loss})["loss"].item() / batches[0].step_targets)
+        return before, losses
+    finally:
+        strategy.close()
+
+
+def decay_by_shape(parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+    """Weight decay, strong enough to be seen, for matrices alone."""
+    tensors = [tensor for _, tensor in parameters]
+    matrices = {"params": [t for t in tensors if t.ndim > 1], "weight_decay": 1.0}
+    rest = {"params": [t for t in tensors if t.ndim < 2], "weight_decay": 0.0}
+    return torch.optim.AdamW([matrices, rest], lr=1.0)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_groups_by_shape_and_frozen_parameters(workers: Workers, tmp_path: Path, stage: int) -> None:
+    """The optimizer sees true shapes, a frozen parameter stays, and both survive a checkpoint."""
+    ours = proof(stage=stage, steps=5)
+    before, losses = workers.run(partly_frozen, ours, str(tmp_path), size=3)[1]
+    (tmp_path / "single").mkdir()
+    expected, theirs = partly_frozen(World(), reference(ours), str(tmp_path / "single"))
+    assert before == pytest.approx(expected, abs=1e-3, rel=0)
+    assert losses == pytest.approx(theirs, abs=1e-5, rel=0)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -18,10 +18,11 @@ def start(job: Job, world: World, config: Mapping[str, Any]) -> Any:
     """The engine over the job's model and optimizer."""
     import deepspeed
 
-    module = place(job.build_model(), world, config)
+    module = job.build_model()
+    # Before anything is split: the optimizer's groups go by shape, and stage 3 leaves empty parameters.
     optimizer = job.build_optimizer((name, p) for name, p in module.named_parameters() if p.requires_grad)
     engine, *_ = deepspeed.initialize(
-        model=module, optimizer=optimizer, config=dict(config), dist_init_required=False
+        model=place(module, world, config), optimizer=optimizer, config=dict(config), dist_init_required=False
     )
     return engine
 
