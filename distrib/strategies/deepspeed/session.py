@@ -120,10 +120,11 @@ def log_handler(world: World) -> logging.StreamHandler[Any]:
 
 
 @contextmanager
-def only_handler(logger: logging.Logger, handler: logging.Handler) -> Iterator[None]:
+def only_handler(logger: logging.Logger, handler: logging.StreamHandler[Any]) -> Iterator[None]:
     """Gives ``logger`` this handler in place of its own, which would write to standard output."""
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-    before = logger.handlers
+    # The one made by an import just now writes to our stream, which will be closed.
+    before = [old for old in logger.handlers if getattr(old, "stream", None) is not handler.stream]
     logger.handlers = [handler]
     try:
         yield
