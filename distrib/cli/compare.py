@@ -35,6 +35,7 @@ columns:
   step          median of the slowest rank's time for an optimizer step, and where its middle half lies
   waiting       share of it in which the training thread slept: it waited for the other ranks
                 (time in which it was ready and had no processor is not counted, on Linux)
+                an engine that spins instead of sleeping shows no waiting
   sent          TCP payload per rank and step, as the kernel counts it for the rank's own sockets
   peak          largest resident memory of a rank, libraries included; then live tensors by what they are for
 
