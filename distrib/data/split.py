@@ -62,5 +62,6 @@ def _overlap(
 
 
 def check_fraction(fraction: float) -> None:
+    """Raises `ConfigError` for a held-out share that leaves one side empty."""
     if not 0.0 < fraction < 1.0:
         raise ConfigError("data.heldout_fraction", fraction, "a share between 0 and 1, as 0.1")

