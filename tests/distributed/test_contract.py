@@ -54,10 +54,24 @@ def assert_same(ours: list[Trajectory], proof: Proof) -> None:
     assert ours[0].sums["right"] == theirs.sums["right"]
 
 
+def marks(candidate: Candidate, *, size: int, microbatch: int, precision: str) -> list[pytest.MarkDecorator]:
+    """What is left out where: a coarser precision shows rounding alone; once per size is often enough."""
+    finest = precision == candidate.precisions[0]
+    if not finest and microbatch != 4:
+        return [pytest.mark.full]
+    return [] if (size, microbatch) == (2, 4) and finest else [pytest.mark.slow]
+
+
 def cases() -> list[object]:
+    """Every strategy, world size, microbatch size and precision."""
     return [
         pytest.param(
-            candidate, size, microbatch, precision, id=f"{candidate.name}-{size}-{microbatch}-{precision}"
+            candidate,
+            size,
+            microbatch,
+            precision,
+            id=f"{candidate.name}-{size}-{microbatch}-{precision}",
+            marks=marks(candidate, size=size, microbatch=microbatch, precision=precision),
         )
         for candidate in CANDIDATES
         for size in candidate.sizes
@@ -75,6 +89,7 @@ def test_trajectory(
     assert_same(workers.run(train, proof, size=size), proof)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
 def test_microbatch_size_changes_nothing_without_dropout(workers: Workers, candidate: Candidate) -> None:
     """Without dropout every microbatch size gives one trajectory, also one that leaves ranks idle."""
@@ -88,6 +103,7 @@ def test_microbatch_size_changes_nothing_without_dropout(workers: Workers, candi
         assert_same(ours, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
 def test_momentum_sgd(workers: Workers, candidate: Candidate) -> None:
     """The promise does not depend on the optimizer: SGD would show a gradient scaled wrongly."""
@@ -101,6 +117,7 @@ def test_momentum_sgd(workers: Workers, candidate: Candidate) -> None:
     assert_same(workers.run(train, proof, size=max(candidate.sizes)), proof)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("candidate", "precision"),
     [
@@ -124,23 +141,19 @@ def test_resume_at_another_world_size(
         assert_same(workers.run(train, tail, size=after), tail)
 
 
-@pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
-def test_checkpoint_moves_to_another_strategy(workers: Workers, tmp_path: Path, candidate: Candidate) -> None:
-    """What one strategy saves every other goes on from, in the best precision that both take."""
-    head = Proof(strategy=candidate.target, steps=7)
-    for precision in candidate.precisions:
-        saved = tmp_path / precision
-        saved.mkdir()
-        head = dataclasses.replace(head, precision=precision, save_to=str(saved))
-        workers.run(train, head, size=max(candidate.sizes))
-    for other in CANDIDATES:
-        precision = next(name for name in other.precisions if name in candidate.precisions)
-        tail = Proof(
-            strategy=other.target, precision=precision, first_step=7, load_from=str(tmp_path / precision)
-        )
-        assert_same(workers.run(train, tail, size=max(other.sizes)), tail)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(CANDIDATES)), ids=lambda n: CANDIDATES[n].name)
+def test_checkpoint_moves_to_another_strategy(workers: Workers, tmp_path: Path, number: int) -> None:
+    """What one strategy saves the next one in the list goes on from; test_portable.py tries every pair."""
+    candidate, other = CANDIDATES[number], CANDIDATES[(number + 1) % len(CANDIDATES)]
+    precision = next(name for name in other.precisions if name in candidate.precisions)
+    head = Proof(strategy=candidate.target, precision=precision, steps=7, save_to=str(tmp_path))
+    workers.run(train, head, size=max(candidate.sizes))
+    tail = Proof(strategy=other.target, precision=precision, first_step=7, load_from=str(tmp_path))
+    assert_same(workers.run(train, tail, size=max(other.sizes)), tail)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
 def test_nan_on_one_rank_skips_the_step_on_all(workers: Workers, candidate: Candidate) -> None:
     """A loss that is NaN on one rank leaves every rank's weights as they were, and training goes on."""
@@ -185,6 +198,7 @@ def lifecycle(world: World, proof: Proof) -> tuple[bool, int, list[float]]:
     return before == 0, gradients, [*ones["a"].tolist(), ones["b"].item()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
 def test_lifecycle(workers: Workers, candidate: Candidate) -> None:
     """A step leaves no gradient, reduce counts each shard once, close may be called at any time."""

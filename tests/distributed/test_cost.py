@@ -21,6 +21,8 @@ WIDTH = 128
 RUN = """
 import json, sys
 from benchmarks.common import Variant, run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 name = sys.argv[1]
 ranks = run(Variant(name=name, arguments=["-m", "benchmarks.traffic", "--worker", name], num_processes=2))
 print(json.dumps(ranks[0]))
