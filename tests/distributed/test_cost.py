@@ -18,11 +18,12 @@ from distrib.world import World
 ROOT = Path(__file__).parents[2]
 WIDTH = 128
 
+pytestmark = pytest.mark.slow
+
 RUN = """
 import json, sys
 from benchmarks.common import Variant, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 name = sys.argv[1]
 ranks = run(Variant(name=name, arguments=["-m", "benchmarks.traffic", "--worker", name], num_processes=2))
 print(json.dumps(ranks[0]))
