@@ -45,7 +45,7 @@ def test_a_step_sends_little_more_than_the_least(name: str, most: float) -> None
 
 
 def live_bytes_per_parameter(world: World, name: str) -> float:
-    """After the second backward, when the optimizer's state exists; what earlier tests left does not count."""
+    """After the second backward, when the optimizer has state; what earlier tests left does not count."""
     before = live_bytes()
     case, live = CASES[name], list[int]()
     recipes = job(size=world.size, precision=case.precision, width=WIDTH)
