@@ -19,9 +19,7 @@ def start(size: int, folder: str) -> int:
 
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.floor", "rank", folder]
-    ranks = [
-        subprocess.Popen(command, env=rank_environment(r, size=size, port=port)) for r in range(size)
-    ]
+    ranks = [subprocess.Popen(command, env=rank_environment(r, size=size, port=port)) for r in range(size)]
     return max(rank.wait() for rank in ranks)
 
 
