@@ -33,7 +33,7 @@ def main(variant: str, model: str, steps: str, warmup: str, folder: str) -> None
     )
     numbers = getattr(importlib.import_module(VARIANTS[variant]), variant)(problem, Path(folder))
     print(json.dumps(numbers), flush=True)
-    # gloo's threads may abort the interpreter's end (exit code -6 seen with plain loops); that is not measured.
+    # gloo's threads may abort the interpreter's end (exit code -6, seen with plain loops): not measured.
     os._exit(0)
 
 
