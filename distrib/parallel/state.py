@@ -62,7 +62,7 @@ def load_replica(reader: StateReader, module: nn.Module, optimizer: Optimizer) -
 def load_optimizer(reader: StateReader, module: nn.Module, optimizer: Optimizer) -> None:
     """Fills the optimizer's slots; `Optimizer.load_state_dict` puts each on its parameter's device."""
     slots: dict[str, dict[str, Tensor]] = {}
-    for full_name in reader.names("optimizer"):
+    for full_name in sorted(reader.names("optimizer")):  # alike on all ranks, which will save in this order
         name, slot = full_name.rsplit("/", 1)
         slots.setdefault(name, {})[slot] = reader.read("optimizer", full_name).clone()
     names = {id(parameter): name for name, parameter in module.named_parameters()}
