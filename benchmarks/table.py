@@ -45,7 +45,8 @@ and says more than wall time on a machine that does other things as well.
 
 def main() -> None:
     path = RESULTS.parent / "README.md"
-    path.write_text("\n".join([INTRODUCTION, *overhead(), *startup(), *memory(), *traffic(), *held(), ""]))
+    measured = [*overhead(), *startup(), *memory(), *traffic(), *held(), *slow_link(), *uneven()]
+    path.write_text("\n".join([INTRODUCTION, *measured, ""]))
     print(path)
 
 
@@ -152,6 +153,51 @@ def held() -> Iterator[str]:
             for name, summary in result["summary"].items()
         ]
         yield table(["", "live tensors after backward", "formula", "peak while setting up"], rows)
+        yield footnote(result)
+
+
+def slow_link() -> Iterator[str]:
+    """Seconds and bytes until the same held-out loss."""
+    path = RESULTS / "time-to-loss.json"
+    if not path.exists():
+        return
+    result = load(path)
+    settings = result["settings"]
+    yield f"## Until the same held-out loss: two hosts on links of {settings['rate']}\n"
+    yield (
+        f"A language model of 0.9 M parameters, {settings['steps']} steps, until a held-out loss of "
+        f"{settings['target']:.2f}. Bytes are a worker's, those of evaluations included.\n"
+    )
+    rows = [
+        [
+            f"`{name}`",
+            spread(summary["seconds"]),
+            spread({key: value / 1e6 for key, value in summary["bytes"].items()}),
+            f"{summary['final_loss']['median']:.3f}",
+            f"{summary['loss_over_ddp']['median']:+.1%}",
+        ]
+        for name, summary in result["summary"].items()
+    ]
+    yield table(["", "seconds", "MB", "loss after all steps", "over DDP's"], rows)
+    yield footnote(result)
+
+
+def uneven() -> Iterator[str]:
+    """A step's time where one rank is slow, against what the added speeds allow."""
+    for path in sorted(RESULTS.glob("balance-*.json")):
+        result = load(path)
+        settings = result["settings"]
+        yield f"## One of {settings['num_processes']} processes {settings['slower']:g} times slower\n"
+        rows = [
+            [
+                f"`strategy=ddp strategy.balance={name}`",
+                spread(summary["step_seconds"], digits=2),
+                spread(summary["over_ideal"], digits=2),
+                f"{summary['slowest_ranks_share']['median']:g} of {settings['microbatches']}",
+            ]
+            for name, summary in result["summary"].items()
+        ]
+        yield table(["", "seconds per step", "over what added speeds allow", "the slow rank runs"], rows)
         yield footnote(result)
 
 

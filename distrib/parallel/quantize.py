@@ -24,7 +24,7 @@ LEVELS = 127
 
 
 def encode(values: Tensor, quantize: Quantize) -> Tensor:
-    """A vector of whole blocks as bytes."""
+    """A vector as bytes; for int8 one of whole blocks."""
     if quantize == "none":
         return values.view(torch.uint8)
     if quantize == "bf16":
@@ -52,7 +52,8 @@ def sum_over(group: dist.ProcessGroup, values: Tensor, *, quantize: Quantize) ->
     if not len(values):
         return values
     size, dtype = group.size(), values.dtype
-    part = -(-len(values) // (size * BLOCK)) * BLOCK
+    unit = BLOCK if quantize == "int8" else 1
+    part = -(-len(values) // (size * unit)) * unit
     padded = F.pad(values, (0, size * part - len(values))).view(size, part)
     sent = torch.cat([encode(row, quantize) for row in padded])
     received = torch.empty_like(sent)
