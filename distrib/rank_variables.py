@@ -31,12 +31,14 @@ class Variables:
     """Equal in all processes of a job, different between two jobs on one host."""
     attempt: tuple[str, ...] = ()
     """Different each time the launcher restarts the job."""
+    elastic: str | None = None
+    """Set to 1 where the launcher changes the ranks of a running job."""
 
     @property
     def names(self) -> frozenset[str]:
         """Every variable in this line of the table."""
         facts = (self.rank, self.size, self.local_rank, self.local_size, self.node, self.num_nodes)
-        return frozenset(name for name in (*self.signs, *facts, *self.attempt) if name)
+        return frozenset(name for name in (*self.signs, *facts, *self.attempt, self.elastic) if name)
 
 
 # In this order, because launchers nest: torchrun under srun, mpirun in a SLURM allocation.
@@ -65,6 +67,7 @@ LAUNCHERS = (
         node="HOROVOD_CROSS_RANK",
         num_nodes="HOROVOD_CROSS_SIZE",
         job=("HOROVOD_GLOO_RENDEZVOUS_ADDR", "HOROVOD_GLOO_RENDEZVOUS_PORT"),
+        elastic="HOROVOD_ELASTIC",
     ),
     Variables(
         launcher="Open MPI",
@@ -129,8 +132,9 @@ def _read(variables: Variables, environ: Mapping[str, str]) -> World:
         store_is_served=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         port_fd=int(environ[PORT_FD]) if PORT_FD in environ else None,
         rejoin=int(environ.get(REJOIN, "0")),
+        elastic=environ.get(variables.elastic or "") == "1",
     )
-    if size == 1:
+    if size == 1 or world.elastic:
         return world
     return replace(
         world,

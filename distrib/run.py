@@ -42,16 +42,39 @@ def run(
     """
     make = partial(build, plugins=config.plugins)
     strategy: Strategy = make(config.strategy, key="strategy")
-    configured = [make(target, key=f"tracking.{name}") for name, target in config.tracking.items()]
-    tracker: Tracker = trackers_of_a_run(configured) if world.rank == 0 else NullTracker()
-    tracker.check()
+    trackers = Trackers(config)
+    trackers.of(world.rank).check()
     try:
-        rank = assemble(config, run_dir=run_dir, world=world, strategy=strategy, tracker=tracker)
+        rank = assemble(config, run_dir=run_dir, world=world, strategy=strategy)
         strategy.setup(rank.job, replace(world, log=run_dir / "logs" / f"rank-{world.rank}.log"))
-        return strategy.run(partial(train, rank, stop_requested=stop_requested))
+        return strategy.run(partial(attempt, rank, trackers=trackers, stop_requested=stop_requested))
     finally:
         strategy.close()
-        tracker.close()
+        trackers.close()
+
+
+class Trackers:
+    """Rank 0's trackers, opened anew where an elastic engine's ranks have changed."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._open: Tracker = NullTracker()
+
+    def of(self, rank: int) -> Tracker:
+        """New ones for ``rank``; the last ones are closed."""
+        self.close()
+        if rank == 0:
+            make = partial(build, plugins=self._config.plugins)
+            configured = self._config.tracking.items()
+            self._open = trackers_of_a_run(
+                [make(target, key=f"tracking.{name}") for name, target in configured]
+            )
+        return self._open
+
+    def close(self) -> None:
+        """May be called twice."""
+        self._open.close()
+        self._open = NullTracker()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +93,7 @@ class Rank:
     job: Job
 
 
-def assemble(config: RunConfig, *, run_dir: Path, world: World, strategy: Strategy, tracker: Tracker) -> Rank:
+def assemble(config: RunConfig, *, run_dir: Path, world: World, strategy: Strategy) -> Rank:
     """Prepares the data and the recipes. Raises `ConfigError`, `DataError`."""
     make = partial(build, plugins=config.plugins)
     task, model = make(config.task, key="task"), make(config.model, key="model")
@@ -96,7 +119,7 @@ def assemble(config: RunConfig, *, run_dir: Path, world: World, strategy: Strate
         run_dir=run_dir,
         world=world,
         strategy=strategy,
-        tracker=tracker,
+        tracker=NullTracker(),
         task=task,
         prepared=prepared,
         model=recipe,
@@ -105,8 +128,15 @@ def assemble(config: RunConfig, *, run_dir: Path, world: World, strategy: Strate
     )
 
 
+def attempt(rank: Rank, *, trackers: Trackers, stop_requested: Callable[[], str | None]) -> Outcome:
+    """What `Strategy.run` runs, and an elastic engine runs again: training in this rank's place of now."""
+    world = rank.strategy.current_world(rank.world)
+    now = replace(rank, world=world, tracker=trackers.of(world.rank))
+    return train(now, stop_requested=stop_requested)
+
+
 def train(rank: Rank, *, stop_requested: Callable[[], str | None]) -> Outcome:
-    """What `Strategy.run` runs: the loop, and the summary of it."""
+    """The loop, and the summary of it."""
     loader = Loader(
         rank.prepared.train,
         task=rank.task,

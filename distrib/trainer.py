@@ -96,7 +96,7 @@ class Trainer:
     def fit(self) -> Outcome:
         """Trains from where the newest checkpoint stands to the last step, or until asked to stop."""
         live = self.strategy.live_step()
-        first = self.checkpointer.restore(self.strategy) if live is None else live
+        first = self.checkpointer.restore(self.strategy) if live is None else self.checkpointer.go_on(live)
         self.started(first)
         stopped_by, done = None, first
         self.meter.restart_clock()

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from distrib.config import RunConfig, digest
+from distrib.errors import ConfigError
 from distrib.world import World
 
 
@@ -22,8 +23,11 @@ def join(config: RunConfig, world: World) -> int:
     from distrib.worker import join as meet
     from distrib.worker import work
 
-    world = meet(config, world)
-    run_dir = Path(agree(world, "run_dir", _make_run_dir(config) if world.rank == 0 else None))
+    if world.elastic:
+        run_dir = _known_run_dir(config, world)
+    else:
+        world = meet(config, world)
+        run_dir = Path(agree(world, "run_dir", _make_run_dir(config) if world.rank == 0 else None))
     with kept_in_log(run_dir / "logs", rank=world.rank):
         work(config, run_dir=run_dir, world=world)
     return 0
@@ -45,6 +49,13 @@ def join_sweep(overrides: Sequence[str], *, config_dirs: Sequence[str], world: W
     # torchrun ends every rank when one exits with an error: rank 0 must have printed the table by then.
     agree(world, "table", "shown" if world.rank == 0 else None)
     return exit_code(results)
+
+
+def _known_run_dir(config: RunConfig, world: World) -> Path:
+    """Where ranks are added to a running job, nobody can be asked: the name has to be given."""
+    if config.run_dir is None:
+        raise ConfigError("run_dir", None, "name it: ranks that join an elastic job later must find it")
+    return Path(_make_run_dir(config) if world.rank == 0 else config.run_dir).resolve()
 
 
 def _make_run_dir(config: RunConfig) -> str:

@@ -83,6 +83,13 @@ class Strategy(ABC):
         """
         return None
 
+    def current_world(self, world: World) -> World:
+        """Where this rank is now, which began as ``world``: an elastic engine's ranks change.
+
+        Asked where training begins, like `live_step`.
+        """
+        return world
+
     def measures(self) -> Mapping[str, float]:
         """What this rank has measured of the strategy's own working since it was last asked, by name.
 
