@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from distrib.errors import ConfigError, DistribError, LaunchError, PeerLostError
 
 if TYPE_CHECKING:
-    from torch.distributed import Store  # type: ignore[attr-defined]
+    from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]
 
     from distrib.world import World
 
@@ -120,6 +120,29 @@ def process_group(world: World, *, backend: str | None = None) -> None:
             world_size=world.size,
             timeout=timedelta(seconds=world.collective_timeout),
         )
+
+
+def side_group(world: World, name: str, *, rank: int, size: int) -> ProcessGroup:
+    """A gloo group besides the default one, of the ``size`` ranks of ``world`` that give one ``name``.
+
+    Args:
+        rank: this process's place in the group, from 0.
+
+    It moves CPU tensors, and ends when nothing refers to it any more.
+    """
+    import torch.distributed as dist
+
+    store: Store
+    if world.store is None:
+        store = dist.HashStore()  # type: ignore[attr-defined]
+    else:
+        _stay_on_this_machine(world)
+        turn = world.store.add(f"groups/{world.rank}", 1)
+        store = dist.PrefixStore(f"side/{name}/{turn}", world.store)  # type: ignore[attr-defined]
+    with _translated(world):
+        timeout = timedelta(seconds=world.collective_timeout)
+        group = dist.ProcessGroupGloo(store, rank, size, timeout)
+    return cast("ProcessGroup", group)  # torch's stubs do not say that it has its methods
 
 
 def lost_peer(error: BaseException) -> bool:

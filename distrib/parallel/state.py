@@ -61,7 +61,8 @@ def load_replica(reader: StateReader, module: nn.Module, optimizer: Optimizer) -
 
 def load_optimizer(reader: StateReader, module: nn.Module, optimizer: Optimizer) -> None:
     """Fills the optimizer's slots from a checkpoint."""
-    slots = {name: reader.read("optimizer", name).clone() for name in reader.names("optimizer")}
+    names = sorted(reader.names("optimizer"))  # alike on all ranks, which will save in this order
+    slots = {name: reader.read("optimizer", name).clone() for name in names}
     fill_optimizer(slots, module, optimizer)
 
 

@@ -21,6 +21,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from distrib.errors import ConfigError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -75,6 +77,15 @@ class Strategy(ABC):
     @abstractmethod
     def load(self, reader: StateReader) -> None:
         """Takes weights and optimizer state from ``reader``, reading only what this rank holds."""
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """What this rank holds of every trained parameter, by plain name: the tensors themselves.
+
+        For a strategy made around this one, which may overwrite them between two steps. Raises
+        `ConfigError` where an engine keeps them to itself.
+        """
+        remedy = "keeps its weights to itself; use Single, DDP or FSDP"
+        raise ConfigError("strategy.inner", type(self).__name__, remedy)
 
     def live_step(self) -> int | None:
         """Steps done by the job that this rank has joined, whose state it holds already; None: no such job.
