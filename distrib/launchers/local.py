@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from distrib.errors import ConfigError
 from distrib.launchers.base import Command, Launcher, LaunchPlan
+from distrib.launchers.network import LOOPBACK, reserved_port
 
 if TYPE_CHECKING:
     from distrib.launchers.forkserver import ForkServer
-
-LOOPBACK = "127.0.0.1"
-
 
 class Local(Launcher):
     """Starts the ranks on this machine and watches over them.
@@ -78,14 +73,3 @@ class Local(Launcher):
         }
         threads = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
         return {**env, **threads, **plan.env}
-
-
-@contextlib.contextmanager
-def reserved_port(port: int) -> Iterator[socket.socket]:
-    """A socket bound on the loopback interface, not yet listening: rank 0 will, on the same socket.
-
-    So no other program can take the port in between, and two jobs on one host never meet.
-    """
-    with socket.socket() as bound:
-        bound.bind((LOOPBACK, port))
-        yield bound

@@ -39,13 +39,11 @@ class Member:
 
     def send(self, number: signal.Signals) -> None:
         """To the rank alone: its helpers (a tracker's, a loader's) must live until it has saved."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.running.pid, number)
+        self.running.send(number)
 
     def send_to_group(self, number: signal.Signals) -> None:
         """To the rank and everything it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.running.pid, number)
+        self.running.send(number, to_group=True)
 
 
 class Supervisor:
