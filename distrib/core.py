@@ -19,6 +19,9 @@ T = TypeVar("T")
 IGNORED = -100
 """The label of a position that is not a target (torch's ``cross_entropy`` default)."""
 
+OWN = "strategy/"
+"""How the names of a strategy's own measures begin in the run's records."""
+
 PrecisionName = Literal["fp32", "bf16", "fp16", "fp64"]
 
 

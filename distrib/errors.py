@@ -7,6 +7,7 @@ DistribError            anything distrib raises on purpose
 ├── CheckpointError     a checkpoint that is damaged, absent or of another model
 ├── TrainingError       training had to stop: numbers that are not finite
 └── LaunchError         processes that did not start, meet or stay alive
+    └── PeerLostError   this one only because another is gone
 """
 
 from __future__ import annotations
@@ -63,3 +64,9 @@ class TrainingError(DistribError):
 
 class LaunchError(DistribError):
     """Processes did not start, did not meet in time, or one of them died."""
+
+
+class PeerLostError(LaunchError):
+    """This process cannot go on because another one is gone, which will have said why."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h; a launcher looks for another rank to blame

@@ -6,15 +6,11 @@ import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from distrib.core import DataShard, StepResult
-
-if TYPE_CHECKING:
-    pass
 
 SYNC_SECONDS = 1.0
 """How old a logged number, and how late the answer to a signal, may be when steps are short."""

@@ -92,7 +92,10 @@ LAUNCHERS = (
 PORT_FD = "DISTRIB_PORT_FD"
 """Names the socket that rank 0 inherits, bound to MASTER_PORT already."""
 
-MEETING = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", PORT_FD)
+REJOIN = "DISTRIB_REJOIN"
+"""Counts how often a launcher has started this rank again in a job that goes on meanwhile."""
+
+MEETING = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", PORT_FD, REJOIN)
 
 RANK_VARIABLES = frozenset(MEETING).union(*(variables.names for variables in LAUNCHERS))
 """What a launcher must take out of the environment before it sets its own."""
@@ -125,6 +128,7 @@ def _read(variables: Variables, environ: Mapping[str, str]) -> World:
         attempt="/".join(environ.get(name, "") for name in variables.attempt),
         store_is_served=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         port_fd=int(environ[PORT_FD]) if PORT_FD in environ else None,
+        rejoin=int(environ.get(REJOIN, "0")),
     )
     if size == 1:
         return world

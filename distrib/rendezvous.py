@@ -18,7 +18,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from distrib.errors import ConfigError, DistribError, LaunchError
+from distrib.errors import ConfigError, DistribError, LaunchError, PeerLostError
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -224,7 +224,7 @@ def _translated(world: World) -> Iterator[None]:
     try:
         yield
     except DistError as error:
-        raise LaunchError(
+        raise PeerLostError(
             f"rank {world.rank} lost the store at {world.master_address}:{world.master_port}: "
             f"{str(error).splitlines()[0]}"
         ) from error

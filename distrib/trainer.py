@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from distrib.checkpointing import Checkpointer
-from distrib.core import Batch
+from distrib.core import OWN, Batch
 from distrib.errors import TrainingError
 from distrib.metrics import Cadence, Meter
 from distrib.strategies.base import Strategy
@@ -95,7 +95,8 @@ class Trainer:
 
     def fit(self) -> Outcome:
         """Trains from where the newest checkpoint stands to the last step, or until asked to stop."""
-        first = self.checkpointer.restore(self.strategy)
+        live = self.strategy.live_step()
+        first = self.checkpointer.restore(self.strategy) if live is None else live
         self.started(first)
         stopped_by, done = None, first
         self.meter.restart_clock()
@@ -136,6 +137,7 @@ class Trainer:
         asked = self.stop_requested()
         total = self.strategy.reduce(self.meter.sums(stop=asked is not None))
         records = self.meter.flush(total, last_step=done)
+        records[-1] |= {f"{OWN}{name}": value for name, value in self.strategy.measures().items()}
         for record in records:
             self.tracker.step(record)
         self.totals.add(records)

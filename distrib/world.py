@@ -32,6 +32,8 @@ class World:
     """A socket bound to the port by the launcher, for rank 0 to listen on."""
     attempt: str = ""
     """Names this start of the job: a restarted rank must not read what an earlier start wrote."""
+    rejoin: int = 0
+    """How often this rank has been started again while the others went on; 0: with them, from the start."""
     collective_timeout: float = 600.0
     """Seconds that one collective operation may take."""
     log: Path | None = None

@@ -16,6 +16,7 @@ from distrib.targets import build
 if TYPE_CHECKING:
     from distrib.launchers.base import Launcher, LaunchPlan
     from distrib.launchers.forkserver import ForkServer
+    from distrib.strategies.base import Strategy
 
 
 def launch(config: RunConfig, run_dir: Path, *, server: ForkServer | None = None) -> int:
@@ -61,7 +62,15 @@ def accumulation(train: TrainConfig, *, processes: int) -> Iterator[str]:
 def _plan(config: RunConfig, run_dir: Path) -> LaunchPlan:
     from distrib.launchers.base import LaunchPlan
 
-    return replace(LaunchPlan.of_worker(run_dir), start_timeout=config.timeouts.start)
+    plan = LaunchPlan.of_worker(run_dir)
+    return replace(plan, start_timeout=config.timeouts.start, expendable=_expendable(config))
+
+
+def _expendable(config: RunConfig) -> frozenset[int]:
+    strategy: Strategy = build(config.strategy, key="strategy", plugins=config.plugins)
+    launcher = _launcher(config)
+    size = launcher.num_processes * launcher.num_nodes
+    return frozenset(rank for rank in range(size) if strategy.may_lose(rank, num_processes=size))
 
 
 def _launcher(config: RunConfig) -> Launcher:

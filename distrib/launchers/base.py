@@ -27,6 +27,8 @@ class LaunchPlan:
     """More variables for every rank."""
     master_port: int = 0
     """Where the ranks meet; 0: a free port, chosen at launch."""
+    expendable: frozenset[int] = frozenset()
+    """Ranks without which the job goes on: the strategy's word."""
 
     @classmethod
     def of_worker(cls, run_dir: Path) -> LaunchPlan:

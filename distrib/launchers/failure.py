@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-PEER_LOST = 75
-"""The exit code of a rank that only failed because another one had (EX_TEMPFAIL of sysexits.h)."""
+from distrib.errors import PeerLostError
+
+PEER_LOST = PeerLostError.exit_code
+"""The exit code of a rank that only failed because another one had."""
 
 FAILED = "--- rank {rank} failed ---"
 """A rank writes this line before its last words, so that the launcher can show them last."""
@@ -34,13 +36,16 @@ class Death:
         """What the job exits with: 128 + signal as in a shell, or the rank's own code."""
         return 128 - self.code if self.code < 0 else self.code
 
+    @property
+    def how(self) -> str:
+        """What happened, after the word for who."""
+        if self.code < 0:
+            return f"was killed by {signal.Signals(-self.code).name}"
+        return f"failed with exit code {self.code}"
+
     def describe(self) -> str:
         """Where the log is, what happened, and last the rank's own last words."""
-        if self.code < 0:
-            how = f"was killed by {signal.Signals(-self.code).name}"
-        else:
-            how = f"failed with exit code {self.code}"
-        return f"log of rank {self.rank}: {self.log}\nrank {self.rank} {how}:\n{self._last_words()}"
+        return f"log of rank {self.rank}: {self.log}\nrank {self.rank} {self.how}:\n{self._last_words()}"
 
     def _last_words(self) -> str:
         with self.log.open("rb") as log:

@@ -19,9 +19,13 @@ class Local(Launcher):
         num_processes: how many.
         num_nodes: 1; several machines take a launcher that reaches them.
         threads: of torch per process; None: the processor cores shared out evenly.
+        rejoins: how often, in all, a rank that died is started again to join a job that goes on without
+            it; only for strategies that do.
     """
 
-    def __init__(self, *, num_processes: int = 1, num_nodes: int = 1, threads: int | None = None) -> None:
+    def __init__(
+        self, *, num_processes: int = 1, num_nodes: int = 1, threads: int | None = None, rejoins: int = 0
+    ) -> None:
         if num_processes < 1:
             raise ConfigError("launcher.num_processes", num_processes, "at least 1 is needed")
         if num_nodes != 1:
@@ -35,6 +39,9 @@ class Local(Launcher):
             raise ConfigError(
                 "launcher.threads", threads, "at least 1, or null for an even share of the cores"
             )
+        if rejoins < 0:
+            raise ConfigError("launcher.rejoins", rejoins, "must not be negative; 0 starts none again")
+        self.rejoins = rejoins
         self.num_processes = num_processes
         self.num_nodes = num_nodes
         self.threads = threads
@@ -57,6 +64,8 @@ class Local(Launcher):
                 start=server.start if server else popen,
                 logs=plan.run_dir / "logs",
                 port_fd=port.fileno(),
+                expendable=plan.expendable,
+                rejoins=self.rejoins,
             ).run()
 
     def _env(self, rank: int, plan: LaunchPlan) -> dict[str, str]:

@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -16,7 +16,7 @@ from distrib.launchers.base import Command
 from distrib.launchers.failure import PEER_LOST, Death, first_cause
 from distrib.launchers.logs import Mirror, open_log
 from distrib.launchers.starting import Files, Running, Start
-from distrib.rank_variables import PORT_FD
+from distrib.rank_variables import PORT_FD, REJOIN
 from distrib.signals import LIFELINE
 
 POLL_SECONDS = 0.02
@@ -32,10 +32,14 @@ INTERRUPTED = 130
 class Member:
     """One started rank."""
 
-    rank: int
+    command: Command
     running: Running
     log: Path
     log_start: int
+
+    @property
+    def rank(self) -> int:
+        return self.command.rank
 
     def send(self, number: signal.Signals) -> None:
         """To the rank alone: its helpers (a tracker's, a loader's) must live until it has saved."""
@@ -51,62 +55,71 @@ class Supervisor:
 
     Rank 0 writes to this process's standard output. Everything else a rank writes goes to its log;
     rank 0's standard error is shown on screen too.
+
+    Args:
+        expendable: ranks whose death the job survives; the death of any other ends it.
+        rejoins: how often, in all, an expendable rank that died is started again.
     """
 
     def __init__(
-        self, commands: Sequence[Command], *, start: Start, logs: Path, port_fd: int | None = None
+        self,
+        commands: Sequence[Command],
+        *,
+        start: Start,
+        logs: Path,
+        port_fd: int | None = None,
+        expendable: Collection[int] = (),
+        rejoins: int = 0,
     ) -> None:
         self._commands = commands
         self._start = start
         self._logs = logs
         self._port_fd = port_fd
+        self._expendable = expendable
+        self._rejoins_left = rejoins
+        self._lifeline = -1
         self._members: list[Member] = []
         self._deaths: dict[int, Death] = {}
+        self._lost: dict[int, Death] = {}
         self._mirror: Mirror | None = None
         self._interrupts = 0
 
     def run(self) -> int:
         """The exit code of the job: 0, that of the rank that failed first, or 130 after Ctrl-C."""
-        reading, writing = os.pipe()
+        self._lifeline, writing = os.pipe()
         try:
             with self._handling_signals():
-                self._start_all(lifeline=reading)
+                self._members = [self._start_one(command) for command in self._commands]
                 finished = self._watch()
                 if not finished:
                     self._end_all()
         finally:
             self._kill_groups()
             os.close(writing)
-            os.close(reading)
+            os.close(self._lifeline)
             if self._mirror:
                 self._mirror.close()
         if self._interrupts:
             return INTERRUPTED
         return 0 if finished else self._report()
 
-    def _start_all(self, *, lifeline: int) -> None:
-        for command in self._commands:
-            path, log = open_log(self._logs, command, size=len(self._commands))
-            try:
-                member = self._start_one(command, log=log, path=path, lifeline=lifeline)
-            finally:
-                os.close(log)
-            self._members.append(member)
-
-    def _start_one(self, command: Command, *, log: int, path: Path, lifeline: int) -> Member:
+    def _start_one(self, command: Command) -> Member:
+        path, log = open_log(self._logs, command, size=len(self._commands))
         start = path.stat().st_size
-        if command.rank == 0:
-            running = self._start_first(command, log=log, lifeline=lifeline)
-        else:
-            running = self._start(command, Files(stdout=log, stderr=log, named={LIFELINE: lifeline}))
-        return Member(rank=command.rank, running=running, log=path, log_start=start)
+        others = Files(stdout=log, stderr=log, named={LIFELINE: self._lifeline})
+        try:
+            first = command.rank == 0
+            running = self._start_first(command, log=log) if first else self._start(command, others)
+        finally:
+            os.close(log)
+        return Member(command=command, running=running, log=path, log_start=start)
 
-    def _start_first(self, command: Command, *, log: int, lifeline: int) -> Running:
+    def _start_first(self, command: Command, *, log: int) -> Running:
         """Rank 0: on the terminal, and on the port that was reserved."""
         self._mirror = Mirror(log)
         port = {} if self._port_fd is None else {PORT_FD: self._port_fd}
         try:
-            files = Files(stdout=1, stderr=self._mirror.writing, named={LIFELINE: lifeline, **port})
+            files = Files(stdout=1, stderr=self._mirror.writing, named={LIFELINE: self._lifeline, **port})
             return self._start(command, files)
         finally:
             os.close(self._mirror.writing)
@@ -115,7 +128,7 @@ class Supervisor:
         """Waits until all ranks ended well (True), one failed, or Ctrl-C came."""
         while not self._interrupts:
             if not self._poll():
-                return not self._deaths
+                return bool(self._members) and not self._deaths
             if self._deaths and self._cause_is_known():
                 return False
             time.sleep(POLL_SECONDS)
@@ -125,16 +138,36 @@ class Supervisor:
         """Notes who died; says whether any rank still runs."""
         now = time.monotonic()
         running = False
-        for member in self._members:
+        for member in list(self._members):
             code = member.running.poll()
             running = running or code is None
-            if code and member.rank not in self._deaths:
-                self._deaths[member.rank] = Death(
-                    rank=member.rank, code=code, seen_at=now, log=member.log, log_start=member.log_start
-                )
+            if not code or member.rank in self._deaths:
+                continue
+            death = Death(
+                rank=member.rank, code=code, seen_at=now, log=member.log, log_start=member.log_start
+            )
+            if member.rank in self._expendable:
+                running = self._go_on_without(member, death) or running
+            else:
+                self._deaths[member.rank] = death
         if self._mirror:
             self._mirror.update()
         return running
+
+    def _go_on_without(self, member: Member, death: Death) -> bool:
+        """Says who is gone, and starts it again while there are rejoins left; whether it was."""
+        member.send_to_group(signal.SIGKILL)  # what it had started
+        self._members.remove(member)
+        self._lost[member.rank] = death
+        again = self._rejoins_left > 0
+        then = "is started again" if again else "the job goes on without it"
+        print(f"notice: rank {member.rank} {death.how}; {then}", file=sys.stderr, flush=True)
+        if again:
+            self._rejoins_left -= 1
+            count = int(member.command.env.get(REJOIN, "0")) + 1
+            env = {**member.command.env, REJOIN: str(count)}
+            self._members.append(self._start_one(replace(member.command, env=env)))
+        return again
 
     def _cause_is_known(self) -> bool:
         cause = first_cause(self._deaths.values())
@@ -162,7 +195,7 @@ class Supervisor:
             time.sleep(POLL_SECONDS)
 
     def _report(self) -> int:
-        cause = first_cause(self._deaths.values())
+        cause = first_cause((self._deaths or self._lost).values())
         print(cause.describe(), file=sys.stderr, flush=True)
         return cause.exit_code
 

@@ -40,6 +40,13 @@ class Strategy(ABC):
         Asked before a process starts, so it looks at the constructor's arguments alone.
         """
 
+    def may_lose(self, rank: int, *, num_processes: int) -> bool:
+        """Whether the job goes on when the process of ``rank`` dies; for most it does not.
+
+        Asked before a process starts, like `check`.
+        """
+        return False
+
     @abstractmethod
     def setup(self, job: Job, world: World) -> None:
         """Builds, shards and wraps the model and its optimizer on ``world.device``."""
@@ -68,6 +75,21 @@ class Strategy(ABC):
     @abstractmethod
     def load(self, reader: StateReader) -> None:
         """Takes weights and optimizer state from ``reader``, reading only what this rank holds."""
+
+    def live_step(self) -> int | None:
+        """Steps done by the job that this rank has joined, whose state it holds already; None: no such job.
+
+        Asked where training begins, on every rank alike. Where there is a number, no checkpoint is loaded.
+        """
+        return None
+
+    def measures(self) -> Mapping[str, float]:
+        """What this rank has measured of the strategy's own working since it was last asked, by name.
+
+        Rank 0's are logged with the run's numbers as ``strategy/<name>``, in the order given. The same
+        names every time.
+        """
+        return {}
 
     def run(self, body: Callable[[], T]) -> T | None:
         """Runs the training loop; a server serves here instead, an elastic engine retries."""

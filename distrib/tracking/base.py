@@ -48,7 +48,8 @@ class Tracker(Protocol):
         """One optimizer step: ``step, loss, grad_norm, lr, examples, tokens, seconds, memory``.
 
         ``step`` counts finished steps (the first is 1), ``seconds`` is that step's wall time,
-        ``memory`` the largest peak resident (or device) memory of any rank so far, in bytes.
+        ``memory`` the largest peak resident (or device) memory of any rank so far, in bytes. Now and
+        then ``strategy/<name>`` besides: what the strategy measured of its own working.
         """
 
     def evaluation(self, step: int, report: Report) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from distrib.core import OWN
+
 BUCKETS = 500
 """Of a long curve: each keeps its smallest and its largest value, so that no spike is lost."""
 
@@ -28,7 +30,7 @@ class Curve:
 
 
 def curves(records: Sequence[Record]) -> list[Curve]:
-    """The charts there are numbers for: loss, metrics, learning rate, gradient norm, speed, memory."""
+    """The charts there are numbers for: the run's, and last what the strategy measured of itself."""
     steps = [record for record in records if "loss" in record]
     found = [
         _noisy("loss", "number", _points(steps, _field("loss"))),
@@ -38,6 +40,7 @@ def curves(records: Sequence[Record]) -> list[Curve]:
         _noisy("examples per second", "rate", _points(steps, lambda r: _rate(r, "examples"))),
         _noisy("tokens per second", "rate", _points(steps, lambda r: _rate(r, "tokens"))),
         _plain("peak memory of a rank", "bytes", _points(steps, _field("memory"))),
+        *_measures(steps),
     ]
     return [curve for curve in found if curve.points]
 
@@ -79,6 +82,12 @@ def _evaluations(records: Sequence[Record]) -> Iterable[Curve]:
         points = thin(_points(records, _field(name)))
         title = f"held-out {name.removeprefix('eval/')}"
         yield Curve(title=title, unit="number", points=points, smooth=[], dots=True)
+
+
+def _measures(steps: Sequence[Record]) -> Iterable[Curve]:
+    """What the strategy says of its own working, such as staleness or bytes sent."""
+    for name in dict.fromkeys(name for record in steps for name in record if name.startswith(OWN)):
+        yield _plain(name.removeprefix(OWN).replace("_", " "), "number", _points(steps, _field(name)))
 
 
 def _points(records: Sequence[Record], value: Callable[[Record], float | None]) -> Points:

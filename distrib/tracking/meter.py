@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 
+from distrib.core import OWN
 from distrib.tracking.text import bytes_text, clock_text, number_text, short_text
 
 MEMORY = 0.95
 """Weight of the past in a rate: about the last twenty steps count."""
+NUM_MEASURES = 3
+"""Of the strategy's own numbers: as many as fit beside the others."""
 
 
 class Meter:
@@ -18,11 +22,13 @@ class Meter:
         self.num_steps = num_steps
         self.step = first_step
         self.last: Mapping[str, float] = {}
+        self._measures: dict[str, float] = {}
         self._seconds = self._examples = self._tokens = self._steps = 0.0
 
     def update(self, record: Mapping[str, float]) -> None:
         self.last = record
         self.step = int(record["step"])
+        self._measures |= {name: value for name, value in record.items() if name.startswith(OWN)}
         self._seconds = MEMORY * self._seconds + record["seconds"]
         self._examples = MEMORY * self._examples + record["examples"]
         self._tokens = MEMORY * self._tokens + record["tokens"]
@@ -53,7 +59,13 @@ class Meter:
             ("examples/s", short_text(self.examples_per_second)),
             ("tokens/s", short_text(self.tokens_per_second)),
             ("memory", bytes_text(self.last.get("memory", 0.0))),
+            *self._own(),
         ]
+
+    def _own(self) -> Iterator[tuple[str, str]]:
+        """The first few of the strategy's own measures."""
+        for name, value in islice(self._measures.items(), NUM_MEASURES):
+            yield name.removeprefix(OWN).replace("_", " "), number_text(value)
 
     def line(self) -> str:
         """``step 40/150  loss 0.512  lr 4.2e-05  …``."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from distrib.core import OWN
 from distrib.errors import MissingDependencyError
 from distrib.tracking.environment import without_secrets
 
@@ -47,7 +48,8 @@ class TensorBoard:
         self._writer.add_text("config", f"```yaml\n{config}```", info.first_step)
 
     def step(self, record: Mapping[str, float]) -> None:
-        scalars = {f"train/{name}": record[name] for name in SHOWN if name in record}
+        shown = (name for name in record if name in SHOWN or name.startswith(OWN))
+        scalars = {f"train/{name}": record[name] for name in shown}
         if record.get("seconds"):
             scalars["train/examples_per_second"] = record["examples"] / record["seconds"]
         self._add(int(record["step"]), scalars)

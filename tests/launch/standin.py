@@ -40,6 +40,33 @@ def is_killed() -> None:
     time.sleep(60)
 
 
+def comes_back() -> None:
+    """Rank 1 is killed until it has come back twice; rank 0 ends when it has seen that."""
+    if RANK == 0:
+        wait_for("back-2")
+        return
+    rejoin = int(os.environ.get("DISTRIB_REJOIN", "0"))
+    Path(sys.argv[2], f"back-{rejoin}").touch()
+    if rejoin < 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def is_done_without() -> None:
+    """Rank 1 is killed; rank 0 goes on for a while and ends well."""
+    if RANK == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.3)
+
+
+def all_are_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for(name: str) -> None:
+    while not Path(sys.argv[2], name).exists():
+        time.sleep(0.01)
+
+
 def loses_peer() -> None:
     """Rank 0 notices rank 1's failure before rank 1 has ended."""
     if RANK == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,8 @@ if __name__ == "__main__":
     with ExitStack() as stack:
         names = tuple(name for name in preload.split(",") if name not in ("", "fork"))
         server = stack.enter_context(ForkServer(preload=names)) if preload else None
-        plan = LaunchPlan(run_dir=Path(folder), argv=(sys.executable, "-m", *module))
-        code = Local(num_processes=int(num_processes), threads=1).launch(plan, server=server)
+        expendable = frozenset(int(rank) for rank in os.environ.get("EXPENDABLE", ""))
+        plan = LaunchPlan(run_dir=Path(folder), argv=(sys.executable, "-m", *module), expendable=expendable)
+        rejoins = int(os.environ.get("REJOINS", "0"))
+        code = Local(num_processes=int(num_processes), threads=1, rejoins=rejoins).launch(plan, server=server)
     sys.exit(code)

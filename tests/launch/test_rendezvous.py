@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from jobs import HERE, job
 
-from distrib.errors import ConfigError, DistribError, LaunchError
+from distrib.errors import ConfigError, DistribError, LaunchError, PeerLostError
+from distrib.launchers.failure import PEER_LOST
 from distrib.rendezvous import agree, meet, process_group
 from distrib.world import World
 
@@ -141,6 +142,17 @@ def test_a_served_store_is_used_and_attempts_do_not_mix(
     (error,) = together([meeting(late, timeout=0.3)])
     assert "rank 0, 2 of 3" in str(error)
     del agent
+
+
+def test_a_rank_whose_store_is_gone_blames_nobody_but_says_so(worlds: list[World]) -> None:
+    """Rank 0 serves the store, and takes it along when it ends: the others only lost it."""
+    from torch.distributed import DistNetworkError
+
+    from distrib.rendezvous import _translated
+
+    with pytest.raises(PeerLostError, match=r"rank 1 lost the store at 127\.0\.0\.1"), _translated(worlds[1]):
+        raise DistNetworkError("failed to recv, got 0 bytes")
+    assert PeerLostError.exit_code == PEER_LOST
 
 
 def test_a_world_of_one_needs_no_store() -> None:

@@ -138,3 +138,35 @@ def test_rank_zero_sees_the_terminal(tmp_path: Path, preload: str) -> None:
     finally:
         os.close(screen)
         os.close(terminal)
+
+
+def test_a_job_goes_on_without_an_expendable_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its death is said, and the job ends well when the others do."""
+    monkeypatch.setenv("EXPENDABLE", "1")
+    with job(tmp_path, "standin", "is_done_without", str(tmp_path)) as started:
+        ended = started.end()
+    assert ended.code == 0
+    assert "notice: rank 1 was killed by SIGKILL; the job goes on without it" in ended.err
+
+
+def test_a_job_without_any_rank_left_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every rank is expendable and all die, the job says why and does not exit 0."""
+    monkeypatch.setenv("EXPENDABLE", "01")
+    with job(tmp_path, "standin", "all_are_killed", str(tmp_path)) as started:
+        ended = started.end()
+    assert ended.code == 128 + signal.SIGKILL
+    assert ended.err.count("the job goes on without it") == 2
+    assert "rank 0 was killed by SIGKILL:" in ended.err
+
+
+def test_a_dead_rank_is_started_again_to_join_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preload: str
+) -> None:
+    """Each time it hears how often it has been; the others run on meanwhile."""
+    monkeypatch.setenv("EXPENDABLE", "1")
+    monkeypatch.setenv("REJOINS", "2")
+    with job(tmp_path, "standin", "comes_back", str(tmp_path), preload=preload) as started:
+        ended = started.end()
+    assert ended.code == 0
+    assert ended.err.count("notice: rank 1 was killed by SIGKILL; is started again") == 2
+    assert {path.name for path in tmp_path.glob("back-*")} == {"back-0", "back-1", "back-2"}

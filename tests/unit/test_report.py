@@ -14,6 +14,7 @@ from synthetic import CONFIG, info, record, report, write_run
 from distrib.errors import DataError
 from distrib.tracking.curves import BUCKETS, curves, smoothed, thin
 from distrib.tracking.files import RunFiles
+from distrib.tracking.meter import Meter
 from distrib.tracking.report import CLASSES_DRAWN, confusion, view, write_report
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\"'&"
@@ -60,6 +61,18 @@ def test_a_finished_run_is_all_there(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert expected in text
     assert "business taken for sport: 1 of 10" in page
+
+
+def test_what_the_strategy_measured_has_curves_and_a_place_on_the_bar(tmp_path: Path) -> None:
+    """Its own numbers, which come now and then, follow the run's; the bar keeps the last of each."""
+    measured = [{**record(step), "strategy/wait_share": 0.1 * step} for step in (2, 4)]
+    records = [record(1), measured[0], record(3), measured[1], record(5)]
+    assert curves(records)[-1].title == "wait share"
+    assert curves(records)[-1].points == [(2, 0.2), (4, 0.4)]
+    meter = Meter(num_steps=5, first_step=0)
+    for one in records:
+        meter.update(one)
+    assert meter.fields()[-1] == ("wait share", "0.4")
 
 
 def test_the_page_needs_no_network(tmp_path: Path) -> None:

@@ -110,6 +110,34 @@ class Bench:
         return sorted(int(path.name.removeprefix("step-")) for path in list_checkpoints(self.root))
 
 
+class Joined(Fake):
+    """Has joined a job that stands at step 5, and measures itself."""
+
+    def live_step(self) -> int | None:
+        return 5
+
+    def measures(self) -> Mapping[str, float]:
+        return {"staleness": 2.0}
+
+
+def test_a_rank_that_joined_a_job_goes_on_where_that_stands(tmp_path: Path) -> None:
+    """It loads no checkpoint, although there is one, and begins at the step the job has reached."""
+    Bench(tmp_path, save_every=2).fit()
+    bench = Bench(tmp_path, strategy=Joined(), resume=True)
+    assert bench.fit().steps == NUM_STEPS
+    assert bench.first == [5]
+    assert "load" not in bench.strategy.calls
+
+
+def test_what_a_strategy_measures_is_logged_once_per_message(tmp_path: Path) -> None:
+    """The last record of those that were added up together carries it, under a name of its own."""
+    bench = Bench(tmp_path, strategy=Joined(), log_every=3)
+    bench.fit()
+    measured = [int(record["step"]) for record in bench.tracker.records if "strategy/staleness" in record]
+    assert measured == [6, 9, 12]
+    assert {record.get("strategy/staleness", 2.0) for record in bench.tracker.records} == {2.0}
+
+
 def test_every_step_is_recorded_once(tmp_path: Path) -> None:
     """However rarely ranks add up, each step has its own record, in order and with its numbers."""
     bench = Bench(tmp_path, log_every=5)
