@@ -34,6 +34,8 @@ class World:
     """Names this start of the job: a restarted rank must not read what an earlier start wrote."""
     rejoin: int = 0
     """How often this rank has been started again while the others went on; 0: with them, from the start."""
+    token: str = field(default="", repr=False)
+    """The job's secret, which what ranks tell each other is signed with; empty: nobody gave it one."""
     collective_timeout: float = 600.0
     """Seconds that one collective operation may take."""
     log: Path | None = None

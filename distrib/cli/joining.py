@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from distrib.config import RunConfig, digest
+from distrib.rank_variables import TOKEN
 from distrib.world import World
 
 
@@ -87,4 +88,5 @@ def variables(world: World, *, trial: str) -> dict[str, str]:
         "MASTER_PORT": str(world.master_port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RUN_ID": f"{world.attempt}/trial-{trial}",
+        TOKEN: world.token,
     }
