@@ -105,7 +105,10 @@ TOKEN, TOKEN_FILE = "DISTRIB_TOKEN", "DISTRIB_TOKEN_FILE"
 RESUME = "DISTRIB_RESUME"
 """The run directory that a job which was started again goes on from."""
 
-OWN = (PORT_FD, REJOIN, ATTEMPT, TOKEN, TOKEN_FILE, RESUME)
+GUEST = "DISTRIB_GUEST"
+"""Says that another program starts this rank for a launcher of ours, and shows what it writes."""
+
+OWN = (PORT_FD, REJOIN, ATTEMPT, TOKEN, TOKEN_FILE, RESUME, GUEST)
 
 MEETING = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", *OWN)
 

@@ -16,6 +16,9 @@ WORD = re.compile(r"[A-Za-z0-9_./+@:~-]+", re.ASCII)
 
 CONNECT_SECONDS = 10
 
+AGENT_HERE = (sys.executable, "-m", "distrib.launchers.agent")
+"""Starts an agent on this machine."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
@@ -44,7 +47,7 @@ class Cluster:
     ) -> Cluster:
         """From a launcher's settings. Raises `ConfigError` for those that make no job."""
         _check_counts(num_nodes=num_nodes, num_processes=num_processes, threads=threads)
-        _check_words(interface=interface, python=python)
+        _check_words(interface=interface, python=python, ssh_config=ssh_config)
         if hosts is None and num_nodes not in (None, 1):
             raise ConfigError("launcher.num_nodes", num_nodes, "several machines take launcher.hosts=FILE")
         listed = [HERE] if hosts is None else read_hosts(hosts)
@@ -64,7 +67,12 @@ class Cluster:
     def agent(self, host: Host) -> list[str]:
         """What starts the agent on ``host``. All that a shell there reads is the interpreter's path."""
         if host is HERE:
-            return [sys.executable, "-m", "distrib.launchers.agent"]
+            return list(AGENT_HERE)
+        remote = [self.python, "-m", "distrib.launchers.agent"]
+        return [*self.ssh(), "-T", "--", host.name, *remote]
+
+    def ssh(self) -> list[str]:
+        """ssh that never asks, and never trusts a host it does not know."""
         options = [
             "BatchMode=yes",
             "StrictHostKeyChecking=yes",
@@ -74,10 +82,16 @@ class Cluster:
             "ForwardX11=no",
         ]
         config = ["-F", self.ssh_config] if self.ssh_config else []
-        remote = [self.python, "-m", "distrib.launchers.agent"]
-        return ["ssh", "-T", *config, *(f"-o{option}" for option in options), "--", host.name, *remote]
+        return ["ssh", *config, *(f"-o{option}" for option in options)]
 
-    def rank_environment(self, plan: LaunchPlan, *, address: str, node: int, local_rank: int) -> dict[str, str]:
+    def worker(self, plan: LaunchPlan) -> tuple[str, ...]:
+        """What every rank runs, by the interpreter that the hosts have."""
+        first, *rest = plan.argv
+        return (self.python if first == sys.executable else first, *rest)
+
+    def rank_environment(
+        self, plan: LaunchPlan, *, address: str, node: int, local_rank: int
+    ) -> dict[str, str]:
         """One rank's place, in torchrun's names."""
         return {
             "RANK": str(node * self.num_processes + local_rank),
@@ -113,7 +127,7 @@ def _check_words(**values: str | None) -> None:
     """For what ends up in another program's arguments or in a remote shell."""
     for key, value in values.items():
         if value is not None and (not WORD.fullmatch(value) or value.startswith("-")):
-            raise ConfigError(f"launcher.{key}", value, "only letters, digits and _ . / + @ : ~ - may be in it")
+            raise ConfigError(f"launcher.{key}", value, "may hold letters, digits and _ . / + @ : ~ - only")
 
 
 def check_restarts(max_restarts: int) -> int:
@@ -121,6 +135,15 @@ def check_restarts(max_restarts: int) -> int:
     if max_restarts < 0:
         raise ConfigError("launcher.max_restarts", max_restarts, "must not be negative; 0: no restart")
     return max_restarts
+
+
+def without_users(hosts: Sequence[Host], *, program: str) -> None:
+    """Raises `ConfigError` for ``user@host``, which ``program`` does not read."""
+    for host in hosts:
+        if "@" in host.name:
+            raise ConfigError(
+                "launcher.hosts", host.name, f"{program} takes no user: set it in ssh's own configuration"
+            )
 
 
 def names(hosts: Sequence[Host]) -> str:

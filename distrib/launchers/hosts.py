@@ -37,7 +37,7 @@ def read_hosts(file: str | Path) -> list[Host]:
     hosts = [_host(line, where=f"{file}:{number}") for number, line in words if line]
     names = [host.name for host in hosts]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError("launcher.hosts", file, f"lists {', '.join(twice)} twice; give it more slots instead")
+        raise ConfigError("launcher.hosts", file, f"lists {', '.join(twice)} twice; give it more slots")
     if not hosts:
         raise ConfigError("launcher.hosts", file, "lists no host; write one a line, as `node1 slots=4`")
     return hosts

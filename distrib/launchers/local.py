@@ -41,8 +41,8 @@ class Local(Launcher):
             raise ConfigError(
                 "launcher.num_nodes",
                 num_nodes,
-                "launcher=local starts processes on this machine only; launcher=ssh launcher.hosts=FILE starts "
-                "them on several",
+                "launcher=local starts processes on this machine only; on several, use "
+                "launcher=ssh launcher.hosts=FILE",
             )
         if threads is not None and threads < 1:
             raise ConfigError(

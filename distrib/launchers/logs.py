@@ -41,7 +41,7 @@ def kept_in_log(folder: Path, *, rank: int) -> Iterator[None]:
             try:
                 yield
             except BaseException:
-                log.write(traceback.format_exc())
+                log.write(f"{FAILED.format(rank=rank)}\n{traceback.format_exc()}")
                 raise
 
 

@@ -50,7 +50,7 @@ class Remote:
     def poll(self) -> int | None:
         """As `Running.poll`; `HOST_LOST` where its host is."""
         if self.code is None and self.node.lost is not None:
-            self._tell(self.node.lost)
+            self.tell_loss(self.command.host, self.node.lost)
             return HOST_LOST
         return self.code
 
@@ -70,11 +70,12 @@ class Remote:
             os.close(fd)
         self.outputs.clear()
 
-    def _tell(self, why: str) -> None:
+    def tell_loss(self, host: str, why: str) -> None:
+        """Writes its last words for it: that a host was lost."""
         if not self.told and self.outputs:
             self.told = True
             mark = FAILED.format(rank=self.command.rank)
-            self.write("stderr", f"{mark}\nhost {self.command.host} was lost: {why}\n".encode())
+            self.write("stderr", f"{mark}\nhost {host} was lost: {why}\n".encode())
 
 
 @dataclass(frozen=True, kw_only=True)

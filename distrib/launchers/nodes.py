@@ -102,8 +102,8 @@ def _check_folders(host: Host, node: Node, marker: Path) -> None:
     absent = Path.cwd() if not answer["cwd"] else marker.parents[1] if not answer["file"] else None
     if absent is not None:
         raise LaunchError(
-            f"host {host.name}: does not see {absent}; the working directory and run_dir have to be on a file "
-            "system that all hosts share"
+            f"host {host.name}: does not see {absent}; the working directory and run_dir have to be "
+            "on a file system that all hosts share"
         )
 
 

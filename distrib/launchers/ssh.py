@@ -66,7 +66,7 @@ class SSH(Launcher):
         hosts = self.cluster.hosts[: self.num_nodes]
         return [
             Command(
-                argv=plan.argv,
+                argv=self.cluster.worker(plan),
                 env=self.cluster.rank_environment(
                     plan, address=address_of(hosts[0]), node=node, local_rank=local_rank
                 ),
