@@ -16,7 +16,7 @@ from types import TracebackType
 from distrib.config import RunConfig, digest, flatten, load
 from distrib.errors import DistribError
 from distrib.launchers.failure import FAILED, LOST, PEER_LOST
-from distrib.launchers.logs import kept_in_log
+from distrib.launchers.logs import as_a_guest
 from distrib.rank_variables import GUEST, RESUME
 from distrib.signals import follow_launcher, stop_file, stop_flag
 from distrib.world import World
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
             world = World.from_env()
             announce_failure(world)
             if GUEST in os.environ:
-                stack.enter_context(kept_in_log(run_dir / "logs", rank=world.rank))
+                stack.enter_context(as_a_guest(run_dir / "logs", rank=world.rank))
             config = going_on(load(run_dir))
             work(config, run_dir=run_dir, world=join(config, world))
         except DistribError as error:

@@ -170,9 +170,10 @@ class Agent:
 
     def _start(self, order: dict[str, Any]) -> None:
         (out, stdout), (err, stderr) = os.pipe(), os.pipe()
-        named = {LIFELINE: self._lifeline}
-        if order["has_port"] and self._port is not None:
-            named[PORT_FD] = self._port.fileno()
+        files = {LIFELINE: self._lifeline}
+        if self._port is not None:
+            files[PORT_FD] = self._port.fileno()
+        named = {name: fd for name, fd in files.items() if name in order["inherits"]}
         command = Command(argv=tuple(order["argv"]), env=order["env"], rank=order["rank"])
         try:
             os.chdir(order["cwd"])

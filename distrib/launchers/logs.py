@@ -45,6 +45,31 @@ def kept_in_log(folder: Path, *, rank: int) -> Iterator[None]:
                 raise
 
 
+@contextlib.contextmanager
+def as_a_guest(folder: Path, *, rank: int) -> Iterator[None]:
+    """For a rank that another program starts for us: its own log, and no terminal.
+
+    Open MPI gives ranks a terminal of its own making, whatever its output goes to.
+    """
+    with kept_in_log(folder, rank=rank), contextlib.redirect_stdout(_NoTerminal(sys.stdout)):
+        yield
+
+
+class _NoTerminal(io.TextIOBase):
+    """Writes to what looks like a terminal and is none."""
+
+    def __init__(self, screen: TextIO) -> None:
+        self._screen = screen
+
+    def write(self, text: str) -> int:
+        written = self._screen.write(text)
+        self._screen.flush()
+        return written
+
+    def isatty(self) -> bool:
+        return False
+
+
 class _Both(io.TextIOBase):
     """Writes to the screen and to a log."""
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,12 +144,18 @@ class Node:
         answer: Message = self._next(timeout, waiting_for=f"an answer to {next(iter(message))}")["answer"]
         return answer
 
-    def start(self, command: Command, files: Files, *, cwd: str, has_port: bool = False) -> Remote:
-        """Starts one process there; what it writes comes back into ``files``."""
+    def start(
+        self, command: Command, files: Files, *, cwd: str, inherits: Collection[str] = ()
+    ) -> Remote:
+        """Starts one process there; what it writes comes back into ``files``.
+
+        Args:
+            inherits: variables that name open files of the agent: `LIFELINE`, `PORT_FD`.
+        """
         outputs = {"stdout": os.dup(files.stdout), "stderr": os.dup(files.stderr)}
         remote = self._ranks[command.rank] = Remote(node=self, command=command, outputs=outputs)
         order = {"rank": command.rank, "argv": list(command.argv), "env": dict(command.env), "cwd": cwd}
-        self.say({"start": {**order, "has_port": has_port}})
+        self.say({"start": {**order, "inherits": list(inherits)}})
         return remote
 
     def say(self, message: Message) -> None:

@@ -10,7 +10,8 @@ from distrib.launchers.job_processes import JOB
 from distrib.launchers.node import Remote
 from distrib.launchers.nodes import Meeting, Reached
 from distrib.launchers.starting import Files
-from distrib.rank_variables import REJOIN
+from distrib.rank_variables import PORT_FD, REJOIN
+from distrib.signals import LIFELINE
 
 
 def starting_commands(
@@ -32,7 +33,7 @@ def start_on(
     node = hosts[command.rank // num_processes].node
     node.say({"job": command.env[JOB]})
     first = command.rank == 0 and REJOIN not in command.env
-    return node.start(command, files, cwd=cwd, has_port=first)
+    return node.start(command, files, cwd=cwd, inherits=[LIFELINE, *([PORT_FD] if first else [])])
 
 
 def label(command: Command) -> str:
