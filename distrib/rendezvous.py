@@ -19,6 +19,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from distrib.errors import ConfigError, DistribError, LaunchError, PeerLostError
+from distrib.sealed import opened, room, sealed
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]
@@ -58,13 +59,15 @@ def meet(world: World, *, timeout: float, digest: str, settings: Mapping[str, An
     from distrib.store import connect
 
     with _translated(world):
-        store = PrefixStore(f"distrib/{world.attempt}", connect(world, timeout=timeout))
+        served = connect(world, timeout=timeout)
+        _check_token(served, world)
+        store = PrefixStore(f"distrib/{room(world.token)}/{world.attempt}", served)
         card = {"host": socket.gethostname(), "pid": os.getpid(), "digest": digest}
-        store.set(f"settings/{world.rank}", json.dumps(dict(settings or {}), default=str))
-        store.set(f"rank/{world.rank}", json.dumps(card))
+        _tell(store, world, f"settings/{world.rank}", json.dumps(dict(settings or {}), default=str))
+        _tell(store, world, f"rank/{world.rank}", json.dumps(card))
         if world.rank == 0:
             refusal = _judge(store, world, deadline=deadline, timeout=timeout)
-            _announce(store, refusal, present=_present(store, world))
+            _announce(store, world, refusal)
         else:
             refusal = _hear(store, world, deadline=deadline + LATE_SECONDS, timeout=timeout)
     if refusal is not None:
@@ -85,10 +88,10 @@ def agree(world: World, key: str, value: str | None = None, *, timeout: float = 
     with _translated(world):
         name = f"agreed/{key}/{world.store.add(f'asked/{key}/{world.rank}', 1)}"
         if world.rank == 0:
-            world.store.set(name, value)
+            _tell(world.store, world, name, str(value))
         elif _wait(world.store, [name], time.monotonic() + timeout):
             raise LaunchError(f"rank {world.rank} waited {timeout:g} s for rank 0 to say {key}")
-        return str(world.store.get(name).decode())
+        return _told(world.store, world, name)
 
 
 def process_group(world: World, *, backend: str | None = None) -> None:
@@ -152,15 +155,32 @@ def lost_peer(error: BaseException) -> bool:
     return isinstance(error, DistNetworkError) or PEER_LOST.search(str(error)) is not None
 
 
+def _check_token(served: Store, world: World) -> None:
+    """Before anything else is read: whether whoever serves the store is of this job. Rank 0 says so."""
+    name = "distrib/served"
+    if world.rank == 0:
+        _tell(served, world, name, socket.gethostname())
+    elif served.check([name]):
+        _told(served, world, name)
+
+
+def _tell(store: Store, world: World, name: str, text: str) -> None:
+    store.set(name, sealed(text, token=world.token, name=name))
+
+
+def _told(store: Store, world: World, name: str) -> str:
+    return opened(store.get(name), token=world.token, name=name)
+
+
 def _judge(store: Store, world: World, *, deadline: float, timeout: float) -> DistribError | None:
     """Rank 0: waits for everyone and compares what they were started with."""
     if _wait(store, _cards(world), deadline):
         return _missing(store, world, timeout)
-    cards = {rank: json.loads(store.get(card)) for rank, card in enumerate(_cards(world))}
+    cards = {rank: json.loads(_told(store, world, card)) for rank, card in enumerate(_cards(world))}
     others = [rank for rank, card in cards.items() if card["digest"] != cards[0]["digest"]]
     if not others:
         return None
-    ours, theirs = (json.loads(store.get(f"settings/{rank}")) for rank in (0, others[0]))
+    ours, theirs = (json.loads(_told(store, world, f"settings/{rank}")) for rank in (0, others[0]))
     keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     first = keys[0] if keys else "configuration"
     return ConfigError(
@@ -172,7 +192,7 @@ def _judge(store: Store, world: World, *, deadline: float, timeout: float) -> Di
 
 def _missing(store: Store, world: World, timeout: float) -> LaunchError:
     here = _present(store, world)
-    hosts = sorted({json.loads(store.get(f"rank/{rank}"))["host"] for rank in here})
+    hosts = sorted({json.loads(_told(store, world, f"rank/{rank}"))["host"] for rank in here})
     missing = [rank for rank in range(world.size) if rank not in here]
     return LaunchError(
         f"missing after {timeout:g} s: rank {_several(missing)} of {world.size}. "
@@ -181,9 +201,10 @@ def _missing(store: Store, world: World, timeout: float) -> LaunchError:
     )
 
 
-def _announce(store: Store, refusal: DistribError | None, *, present: list[int]) -> None:
+def _announce(store: Store, world: World, refusal: DistribError | None) -> None:
     """Rank 0: tells the others, and on refusal stays until they have heard it."""
-    store.set("verdict", json.dumps(_to_json(refusal)))
+    present = _present(store, world)
+    _tell(store, world, "verdict", json.dumps(_to_json(refusal)))
     if refusal is not None:
         _wait(store, [f"heard/{rank}" for rank in present if rank], time.monotonic() + ANSWER_SECONDS)
 
@@ -191,7 +212,7 @@ def _announce(store: Store, refusal: DistribError | None, *, present: list[int])
 def _hear(store: Store, world: World, *, deadline: float, timeout: float) -> DistribError | None:
     if _wait(store, ["verdict"], deadline):
         return _missing(store, world, timeout)
-    refusal = _from_json(json.loads(store.get("verdict")))
+    refusal = _from_json(json.loads(_told(store, world, "verdict")))
     if refusal is not None:
         store.set(f"heard/{world.rank}", "")
     return refusal

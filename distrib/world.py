@@ -36,6 +36,8 @@ class World:
     """How often this rank has been started again while the others went on; 0: with them, from the start."""
     elastic: bool = False
     """The launcher takes ranks away and adds others while the job runs: they do not all start together."""
+    token: str = field(default="", repr=False)
+    """The job's secret, which what ranks tell each other is signed with; empty: nobody gave it one."""
     collective_timeout: float = 600.0
     """Seconds that one collective operation may take."""
     log: Path | None = None

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from distrib.config import RunConfig, digest
 from distrib.errors import ConfigError
+from distrib.rank_variables import TOKEN
 from distrib.world import World
 
 
@@ -98,4 +99,5 @@ def variables(world: World, *, trial: str) -> dict[str, str]:
         "MASTER_PORT": str(world.master_port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RUN_ID": f"{world.attempt}/trial-{trial}",
+        TOKEN: world.token,
     }

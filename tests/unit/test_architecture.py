@@ -47,7 +47,8 @@ ARROWS: dict[str, set[str]] = {
     "world": VALUES | WORLD,
     "rank_variables": VALUES | WORLD,
     "store": VALUES,
-    "rendezvous": VALUES | {"store"},
+    "sealed": VALUES,
+    "rendezvous": VALUES | {"store", "sealed"},
     "tensor_file": VALUES,
     "state": VALUES | STATE,
     "targets": VALUES,
@@ -72,7 +73,9 @@ ARROWS: dict[str, set[str]] = {
     | STATE
     | {"checkpoint", "config", "data", "launchers", "parallel", "run", "strategies.base", "strategies.single"}
     | {"targets", "tracking", "worker", "world"},
-    "worker": VALUES | WORLD | {"config", "launchers.failure", "rendezvous", "run", "signals"},
+    "worker": VALUES
+    | WORLD
+    | {"config", "launchers.failure", "launchers.logs", "rendezvous", "run", "signals"},
     "inference": VALUES | {"checkpoint", "config", "data", "parallel", "recipes", "targets", "tasks.base"},
     "testing": VALUES | STATE | {"strategies.base", "parallel", "world", "config", "targets"},
 }
