@@ -14,6 +14,7 @@ from distrib.core import Job
 from distrib.data.cache import cache_folder
 from distrib.data.loader import Loader, evaluation
 from distrib.data.prepare import Prepared, prepare
+from distrib.diagnosis.watchdog import watched
 from distrib.metrics import Meter
 from distrib.recipes import ModelRecipe, count_steps, make_job
 from distrib.targets import build
@@ -45,10 +46,12 @@ def run(
     configured = [make(target, key=f"tracking.{name}") for name, target in config.tracking.items()]
     tracker: Tracker = trackers_of_a_run(configured) if world.rank == 0 else NullTracker()
     tracker.check()
+    log = run_dir / "logs" / f"rank-{world.rank}.log"
     try:
         rank = assemble(config, run_dir=run_dir, world=world, strategy=strategy, tracker=tracker)
-        strategy.setup(rank.job, replace(world, log=run_dir / "logs" / f"rank-{world.rank}.log"))
-        return strategy.run(partial(train, rank, stop_requested=stop_requested))
+        with watched(world, log=log, check_steps=config.diagnosis.check_steps) as progress:
+            strategy.setup(rank.job, replace(world, log=log))
+            return strategy.run(partial(train, rank, stop_requested=stop_requested, progress=progress))
     finally:
         strategy.close()
         tracker.close()
@@ -105,7 +108,9 @@ def assemble(config: RunConfig, *, run_dir: Path, world: World, strategy: Strate
     )
 
 
-def train(rank: Rank, *, stop_requested: Callable[[], str | None]) -> Outcome:
+def train(
+    rank: Rank, *, stop_requested: Callable[[], str | None], progress: Callable[[int], None]
+) -> Outcome:
     """What `Strategy.run` runs: the loop, and the summary of it."""
     loader = Loader(
         rank.prepared.train,
@@ -129,6 +134,7 @@ def train(rank: Rank, *, stop_requested: Callable[[], str | None]) -> Outcome:
         lr=rank.job.lr,
         stop_requested=stop_requested,
         started=lambda first: rank.tracker.start(replace(info, first_step=first)),
+        progress=progress,
     )
     try:
         outcome = trainer.fit()

@@ -34,6 +34,8 @@ class World:
     """Names this start of the job: a restarted rank must not read what an earlier start wrote."""
     collective_timeout: float = 600.0
     """Seconds that one collective operation may take."""
+    check_collectives: bool = False
+    """Compare what the ranks call before each collective operation runs."""
     log: Path | None = None
     """This rank's log file, for an engine's own words; None: standard error."""
     store: Any = field(default=None, repr=False, compare=False)

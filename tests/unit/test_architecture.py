@@ -47,7 +47,8 @@ ARROWS: dict[str, set[str]] = {
     "world": VALUES | WORLD,
     "rank_variables": VALUES | WORLD,
     "store": VALUES,
-    "rendezvous": VALUES | {"store"},
+    "rendezvous": VALUES | {"store", "diagnosis.checked", "diagnosis.collectives"},
+    "diagnosis": VALUES | {"launchers.failure", "rendezvous"},
     "tensor_file": VALUES,
     "state": VALUES | STATE,
     "targets": VALUES,
@@ -67,7 +68,8 @@ ARROWS: dict[str, set[str]] = {
     "trainer": VALUES | {"strategies.base", "tasks.base", "tracking.base", "checkpointing", "metrics"},
     "recipes": VALUES | {"config"},
     "run": VALUES
-    | {"config", "recipes", "targets", "trainer", "checkpointing", "metrics", "data", "tracking"},
+    | {"config", "diagnosis.watchdog", "recipes", "targets", "trainer", "checkpointing", "metrics", "data"}
+    | {"tracking"},
     "proof": VALUES
     | STATE
     | {"checkpoint", "config", "data", "launchers", "parallel", "run", "strategies.base", "strategies.single"}
@@ -84,6 +86,7 @@ COMMAND_LINE = ("cli", "__main__")
 
 TYPES: dict[str, set[str]] = {
     "checkpointing": {"config", "strategies.base", "tasks.base", "world"},
+    "diagnosis": {"world"},
     "metrics": {"data.loader"},
     "models": {"data.base", "tasks.base"},
     "recipes": {"data.prepare", "models.base", "optimizers", "schedules", "tasks.base"},
