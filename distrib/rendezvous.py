@@ -34,7 +34,7 @@ LATE_SECONDS = 5.0
 
 PEER_LOST = re.compile(
     r"gloo/transport|Connection (closed|reset) by peer|Broken pipe|NCCL error: remote process"
-    r"|Horovod has been shut down"
+    r"|Horovod has been shut down|failed to pass monitoredBarrier"
 )
 """How the transports word it: they raise plain RuntimeErrors."""
 
@@ -101,10 +101,16 @@ def process_group(world: World, *, backend: str | None = None) -> None:
         world: with the store that `meet` gave it.
         backend: torch's name; None: gloo for CPU tensors and, on a GPU, NCCL for its own.
 
-    A collective that takes longer than ``world.collective_timeout`` seconds fails. Raises `LaunchError`
+    A collective that takes longer than ``world.collective_timeout`` seconds fails; with
+    ``world.check_collectives`` so does one that the ranks call differently, at once. Raises `LaunchError`
     where the ranks cannot reach each other.
     """
     import torch.distributed as dist
+
+    from distrib.diagnosis.checked import checking
+    from distrib.diagnosis.collectives import record
+
+    record()
 
     if world.store is None and world.size > 1:
         raise LaunchError(f"rank {world.rank} of {world.size} has not met the others (rendezvous.meet)")
@@ -115,7 +121,7 @@ def process_group(world: World, *, backend: str | None = None) -> None:
         # A number of its own, because addresses of a closed group must not be read by the next.
         turn = world.store.add(f"groups/{world.rank}", 1)
         store = dist.PrefixStore(f"group/{turn}", world.store)  # type: ignore[attr-defined]
-    with _translated(world):
+    with _translated(world), checking(world.check_collectives and world.size > 1):
         dist.init_process_group(
             backend or ("cpu:gloo,cuda:nccl" if world.device.startswith("cuda") else "gloo"),
             store=store,

@@ -14,6 +14,7 @@ from distrib.core import Job
 from distrib.data.cache import cache_folder
 from distrib.data.loader import Loader, evaluation
 from distrib.data.prepare import Prepared, prepare
+from distrib.diagnosis.watchdog import watched
 from distrib.metrics import Meter
 from distrib.recipes import ModelRecipe, count_steps, make_job
 from distrib.targets import build
@@ -44,10 +45,13 @@ def run(
     strategy: Strategy = make(config.strategy, key="strategy")
     trackers = Trackers(config)
     trackers.of(world.rank).check()
+    log = run_dir / "logs" / f"rank-{world.rank}.log"
     try:
         rank = assemble(config, run_dir=run_dir, world=world, strategy=strategy)
-        strategy.setup(rank.job, replace(world, log=run_dir / "logs" / f"rank-{world.rank}.log"))
-        return strategy.run(partial(attempt, rank, trackers=trackers, stop_requested=stop_requested))
+        with watched(world, log=log, check_steps=config.diagnosis.check_steps) as progress:
+            strategy.setup(rank.job, replace(world, log=log))
+            body = partial(attempt, rank, trackers=trackers, stop_requested=stop_requested, progress=progress)
+            return strategy.run(body)
     finally:
         strategy.close()
         trackers.close()
@@ -128,14 +132,22 @@ def assemble(config: RunConfig, *, run_dir: Path, world: World, strategy: Strate
     )
 
 
-def attempt(rank: Rank, *, trackers: Trackers, stop_requested: Callable[[], str | None]) -> Outcome:
+def attempt(
+    rank: Rank,
+    *,
+    trackers: Trackers,
+    stop_requested: Callable[[], str | None],
+    progress: Callable[[int], None],
+) -> Outcome:
     """What `Strategy.run` runs, and an elastic engine runs again: training in this rank's place of now."""
     world = rank.strategy.current_world(rank.world)
     now = replace(rank, world=world, tracker=trackers.of(world.rank))
-    return train(now, stop_requested=stop_requested)
+    return train(now, stop_requested=stop_requested, progress=progress)
 
 
-def train(rank: Rank, *, stop_requested: Callable[[], str | None]) -> Outcome:
+def train(
+    rank: Rank, *, stop_requested: Callable[[], str | None], progress: Callable[[int], None]
+) -> Outcome:
     """The loop, and the summary of it."""
     loader = Loader(
         rank.prepared.train,
@@ -159,6 +171,7 @@ def train(rank: Rank, *, stop_requested: Callable[[], str | None]) -> Outcome:
         lr=rank.job.lr,
         stop_requested=stop_requested,
         started=lambda first: rank.tracker.start(replace(info, first_step=first)),
+        progress=progress,
     )
     try:
         outcome = trainer.fit()

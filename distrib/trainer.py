@@ -77,6 +77,7 @@ class Trainer:
         lr: Callable[[int], float],
         stop_requested: Callable[[], str | None],
         started: Callable[[int], None],
+        progress: Callable[[int], None] = lambda done: None,
     ) -> None:
         self.config = config
         self.strategy = strategy
@@ -89,6 +90,7 @@ class Trainer:
         self.lr = lr
         self.stop_requested = stop_requested
         self.started = started
+        self.progress = progress
         self.cadence = Cadence(log_every=config.log_every)
         self.report: Report | None = None
         self.totals = Totals()
@@ -110,6 +112,7 @@ class Trainer:
                 lr=self.lr(step),
             )
             done = step + 1
+            self.progress(done)
             self.watch_skips(done, updated=result.updated)
             if not self.between_steps_due(done):
                 continue

@@ -83,7 +83,11 @@ def work(config: RunConfig, *, run_dir: Path, world: World) -> None:
     set_threads(world)
     from distrib.run import run
 
-    world = replace(world.on_device(), collective_timeout=config.timeouts.collective)
+    world = replace(
+        world.on_device(),
+        collective_timeout=config.timeouts.collective,
+        check_collectives=config.diagnosis.check_steps != 0,
+    )
     asked = stop_file(run_dir)
     run(config, run_dir=run_dir, world=world, stop_requested=lambda: stop_flag.set_by or asked())
 

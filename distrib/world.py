@@ -40,6 +40,8 @@ class World:
     """The job's secret, which what ranks tell each other is signed with; empty: nobody gave it one."""
     collective_timeout: float = 600.0
     """Seconds that one collective operation may take."""
+    check_collectives: bool = False
+    """Compare what the ranks call before each collective operation runs."""
     log: Path | None = None
     """This rank's log file, for an engine's own words; None: standard error."""
     store: Any = field(default=None, repr=False, compare=False)

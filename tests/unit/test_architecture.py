@@ -48,7 +48,8 @@ ARROWS: dict[str, set[str]] = {
     "rank_variables": VALUES | WORLD,
     "store": VALUES,
     "sealed": VALUES,
-    "rendezvous": VALUES | {"store", "sealed"},
+    "rendezvous": VALUES | {"store", "sealed", "diagnosis.checked", "diagnosis.collectives"},
+    "diagnosis": VALUES | {"launchers.failure", "rendezvous"},
     "tensor_file": VALUES,
     "state": VALUES | STATE,
     "targets": VALUES,
@@ -68,7 +69,8 @@ ARROWS: dict[str, set[str]] = {
     "trainer": VALUES | {"strategies.base", "tasks.base", "tracking.base", "checkpointing", "metrics"},
     "recipes": VALUES | {"config"},
     "run": VALUES
-    | {"config", "recipes", "targets", "trainer", "checkpointing", "metrics", "data", "tracking"},
+    | {"config", "diagnosis.watchdog", "recipes", "targets", "trainer", "checkpointing", "metrics", "data"}
+    | {"tracking"},
     "proof": VALUES
     | STATE
     | {"checkpoint", "config", "data", "launchers", "parallel", "run", "strategies.base", "strategies.single"}
@@ -87,6 +89,7 @@ COMMAND_LINE = ("cli", "__main__")
 
 TYPES: dict[str, set[str]] = {
     "checkpointing": {"config", "strategies.base", "tasks.base", "world"},
+    "diagnosis": {"world"},
     "metrics": {"data.loader"},
     "models": {"data.base", "tasks.base"},
     "recipes": {"data.prepare", "models.base", "optimizers", "schedules", "tasks.base"},
