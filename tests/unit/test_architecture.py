@@ -74,6 +74,7 @@ ARROWS: dict[str, set[str]] = {
     | {"targets", "tracking", "worker", "world"},
     "worker": VALUES | WORLD | {"config", "launchers.failure", "rendezvous", "run", "signals"},
     "inference": VALUES | {"checkpoint", "config", "data", "parallel", "recipes", "targets", "tasks.base"},
+    "sweeps": VALUES | {"config", "signals", "targets", "tracking"},
     "testing": VALUES | STATE | {"strategies.base", "parallel", "world", "config", "targets"},
 }
 """What each file or folder under ``distrib`` may import at run time, besides itself.
@@ -100,6 +101,7 @@ ENGINES = {
     "horovod": "distrib.strategies.horovod",
     "wandb": "distrib.tracking",
     "tensorboard": "distrib.tracking",
+    "optuna": "distrib.sweeps",
 }
 HEAVY = (
     "torch",
@@ -111,6 +113,7 @@ HEAVY = (
     "tokenizers",
     "wandb",
     "tensorboard",
+    "optuna",
 )
 
 

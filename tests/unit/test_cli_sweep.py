@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distrib.cli.main import main
-from distrib.cli.trials import make_trials
+from distrib.cli.trials import ask
 from distrib.config import RunConfig, load
 from distrib.errors import ConfigError
 
@@ -27,7 +27,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def results(root: str = "multirun/latest") -> list[dict[str, Any]]:
-    kept: list[dict[str, Any]] = json.loads((Path(root) / "sweep.json").read_text())
+    kept: list[dict[str, Any]] = json.loads((Path(root) / "sweep.json").read_text())["trials"]
     return kept
 
 
@@ -52,14 +52,14 @@ def results(root: str = "multirun/latest") -> list[dict[str, Any]]:
 )
 def test_hydras_syntax_makes_the_trials(overrides: list[str], expected: list[tuple[str, ...]]) -> None:
     """Commas, ranges, choices and globs multiply; a list is one value; each trial is told by what varies."""
-    trials = make_trials(["experiment=tiny", *overrides])
+    trials = ask(["experiment=tiny", *overrides]).trials()
     assert [trial.overrides for trial in trials] == expected
     assert [trial.number for trial in trials] == list(range(len(expected)))
 
 
 def test_each_trial_has_its_own_configuration() -> None:
     """What varies differs, and everything else is the same."""
-    one, two = (trial.config for trial in make_trials(["experiment=tiny", "seed=3", "train.steps=1,2"]))
+    one, two = (trial.config for trial in ask(["experiment=tiny", "seed=3", "train.steps=1,2"]).trials())
     assert isinstance(one, RunConfig)
     assert isinstance(two, RunConfig)
     assert (one.train.steps, two.train.steps) == (1, 2)
@@ -71,14 +71,14 @@ def test_each_trial_has_its_own_configuration() -> None:
     [
         (["train.step=1,2"], "train.step"),
         (["seed=1,2", "strategy=dpp"], "strategy"),
-        (["seed=interval(0,1)"], "-m"),
+        (["seed=interval(0,1)"], "seed"),
         (["seed=1,2("], "-m"),
     ],
 )
 def test_a_mistake_in_every_trial_refuses_the_sweep(overrides: list[str], key: str) -> None:
     """A sweep in which nothing can run does not start, and says why under the dotted key."""
     with pytest.raises(ConfigError) as caught:
-        make_trials(["experiment=tiny", *overrides])
+        ask(["experiment=tiny", *overrides]).trials()
     assert caught.value.key == key
 
 
@@ -87,7 +87,7 @@ def test_a_sweep_keeps_each_trial_and_ends_with_a_table(capsys: pytest.CaptureFi
     assert main([*TINY, "optimizer.lr=0.5,0.25", "train.steps=3"]) == 0
     root = Path("multirun/latest").resolve()
     assert root.parent == Path("multirun/tiny").resolve()
-    assert sorted(path.name for path in root.iterdir()) == ["0", "1", "sweep.json"]
+    assert sorted(path.name for path in root.iterdir()) == [".lock", "0", "1", "sweep.html", "sweep.json"]
     assert [load(root / str(k)).optimizer["lr"] for k in (0, 1)] == [0.5, 0.25]
     kept = results()
     assert [(r["status"], r["metric"], r["value"], r["steps"]) for r in kept] == [
@@ -95,7 +95,7 @@ def test_a_sweep_keeps_each_trial_and_ends_with_a_table(capsys: pytest.CaptureFi
         ("done", "accuracy", 0.25, 3),
     ]
     assert [r["run_dir"] for r in kept] == [str(root / "0"), str(root / "1")]
-    table = capsys.readouterr().out.partition("overrides")[2]
+    table = capsys.readouterr().out.partition("overrides")[2].partition("best")[0]
     rows = [line.split() for line in table.splitlines() if "optimizer.lr" in line]
     assert [row[:5] for row in rows] == [
         ["0", "optimizer.lr=0.5", "done", "0.5", "3"],
