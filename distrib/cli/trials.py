@@ -70,13 +70,13 @@ class Asked:
 
     def example(self) -> RunConfig:
         """A run of this sweep, for what all trials share. Raises `ConfigError` where none can be found."""
-        points = [draw(self.space, Draws(f"example {number}")) for number in range(EXAMPLES)]
-        configs = [self.trial(0, point).config for point in points]
-        for config in sorted(configs, key=lambda config: isinstance(config, ConfigError)):
-            if isinstance(config, ConfigError):
-                raise config
-            return config
-        raise AssertionError("there are points")
+        refusals = []
+        for number in range(EXAMPLES):
+            config = self.trial(0, draw(self.space, Draws(f"example {number}"))).config
+            if isinstance(config, RunConfig):
+                return config
+            refusals.append(config)
+        raise refusals[0]
 
 
 def ask(overrides: Sequence[str], *, config_dirs: Sequence[str] = (), world_size: int | None = None) -> Asked:

@@ -11,8 +11,10 @@ from distrib.sweeps.results import Objective, Result, best
 from distrib.sweeps.space import Dimension, Scale, Space, Value, read
 from distrib.tracking.text import number_text
 
-GAP, TOP, HEIGHT, MARGIN = 190.0, 46.0, 300.0, 110.0
-"""Between two axes; above them; their length; beside the first and the last."""
+TOP, HEIGHT, MARGIN = 46.0, 300.0, 110.0
+"""Above the axes; their length; beside the first and the last."""
+WIDTH, NARROWEST = 1160.0, 150.0
+"""Of the drawing where it holds few axes; between two axes where it holds many."""
 LONGEST = 18
 """Letters of a word beside an axis."""
 
@@ -40,11 +42,11 @@ class Line:
 def axes(space: Space, trials: Sequence[Result], objective: Objective) -> list[Axis]:
     """The settings in the order they were typed, then the objective."""
     found = [
-        Axis(name=key, x=MARGIN + GAP * place, marks=_marks(values))
+        Axis(name=key, x=MARGIN + gap(space) * place, marks=_marks(values))
         for place, (key, values) in enumerate(space.items())
     ]
     marks = _marks(_objective_scale(trials))
-    return [*found, Axis(name=objective.metric or "", x=MARGIN + GAP * len(found), marks=marks)]
+    return [*found, Axis(name=objective.metric or "", x=MARGIN + gap(space) * len(found), marks=marks)]
 
 
 def lines(space: Space, trials: Sequence[Result], objective: Objective) -> list[Line]:
@@ -58,7 +60,7 @@ def lines(space: Space, trials: Sequence[Result], objective: Objective) -> list[
         found.append(
             Line(
                 number=trial.number,
-                path=_path([_y(height) for height in [*shares, scale.share(trial.value)]]),
+                path=_path([_y(share) for share in [*shares, scale.share(trial.value)]], gap=gap(space)),
                 good=ranks.get(trial.number, 0.0),
                 pruned=trial.status == "pruned",
                 title=f"trial {trial.number}: {objective.metric} {number_text(trial.value)}",
@@ -75,12 +77,18 @@ def drawn(trials: Sequence[Result]) -> list[Result]:
 def goodness(trials: Sequence[Result], objective: Objective) -> Mapping[int, float]:
     """From 1 for the best trial down to 0, by rank: one that went astray leaves the colours of the others."""
     ranked = best(trials, objective)
-    return {trial.number: 1 - rank / max(len(ranked) - 1, 1) for rank, trial in enumerate(ranked)}
+    levels = list(dict.fromkeys(trial.value for trial in ranked))
+    return {trial.number: 1 - levels.index(trial.value) / max(len(levels) - 1, 1) for trial in ranked}
+
+
+def gap(space: Space) -> float:
+    """Between two axes."""
+    return max(NARROWEST, (WIDTH - 2 * MARGIN) / max(len(space), 1))
 
 
 def width(space: Space) -> float:
     """Of the whole drawing."""
-    return 2 * MARGIN + GAP * len(space)
+    return 2 * MARGIN + gap(space) * len(space)
 
 
 def _marks(values: Dimension | Scale) -> list[tuple[float, str]]:
@@ -99,12 +107,12 @@ def _objective_scale(trials: Sequence[Result]) -> Scale:
     return Scale(low=min(values), high=max(values))
 
 
-def _path(heights: Sequence[float]) -> str:
+def _path(heights: Sequence[float], *, gap: float) -> str:
     """From axis to axis, level where it crosses one, so that lines can be told apart there."""
     path = [f"M{MARGIN:.0f} {heights[0]:.1f}"]
     for place, (before, after) in enumerate(pairwise(heights)):
-        left, right = MARGIN + GAP * place, MARGIN + GAP * (place + 1)
-        bend = GAP / 2.2
+        left, right = MARGIN + gap * place, MARGIN + gap * (place + 1)
+        bend = gap / 2.2
         path.append(f"C{left + bend:.1f} {before:.1f} {right - bend:.1f} {after:.1f} {right:.0f} {after:.1f}")
     return "".join(path)
 
