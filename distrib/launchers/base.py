@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from distrib.launchers.forkserver import ForkServer
@@ -54,12 +54,23 @@ class Command:
         return f"{self.program}-{self.rank}" if self.program else f"rank-{self.rank}"
 
 
+class LaunchMany(Protocol):
+    """Runs independent jobs to their end, at most ``at_once`` at a time (None: no limit but the cluster's).
+
+    Returns their exit codes in the order of ``plans``.
+    """
+
+    def __call__(self, plans: Sequence[LaunchPlan], *, at_once: int | None) -> list[int]: ...
+
+
 class Launcher(ABC):
     """Starts the processes of a job. Constructor arguments are the keys of ``conf/launcher/<name>.yaml``."""
 
     num_processes: int
     """Per node."""
     num_nodes: int
+    launch_many: LaunchMany | None = None
+    """For the trials of a sweep, where a launcher has a better way than one by one, as a job array."""
 
     @abstractmethod
     def plan(self, plan: LaunchPlan) -> list[Command]:

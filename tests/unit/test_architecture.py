@@ -79,6 +79,7 @@ ARROWS: dict[str, set[str]] = {
     | WORLD
     | {"config", "launchers.failure", "launchers.logs", "rendezvous", "run", "signals"},
     "inference": VALUES | {"checkpoint", "config", "data", "parallel", "recipes", "targets", "tasks.base"},
+    "sweeps": VALUES | {"config", "signals", "targets", "tracking"},
     "testing": VALUES | STATE | {"strategies.base", "parallel", "world", "config", "targets"},
 }
 """What each file or folder under ``distrib`` may import at run time, besides itself.
@@ -106,6 +107,7 @@ ENGINES = {
     "horovod": "distrib.strategies.horovod",
     "wandb": "distrib.tracking",
     "tensorboard": "distrib.tracking",
+    "optuna": "distrib.sweeps",
 }
 HEAVY = (
     "torch",
@@ -117,6 +119,7 @@ HEAVY = (
     "tokenizers",
     "wandb",
     "tensorboard",
+    "optuna",
 )
 
 
