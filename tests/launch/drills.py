@@ -27,8 +27,8 @@ import psutil
 from hosts import Host, Hosts, hosts
 
 ROOT = Path(__file__).parents[2]
-LAUNCHERS = ("ssh", "torchrun", "mpirun", "horovodrun")
-STEPS, SAVE_EVERY, BREAK_AFTER = 40, 4, 9
+LAUNCHERS = ("local", "ssh", "torchrun", "mpirun", "horovodrun")
+STEPS, SAVE_EVERY, BREAK_AFTER = 24, 4, 9
 LIMIT_SECONDS = 300.0
 
 
@@ -68,9 +68,8 @@ class Drill:
             f"checkpoint.save_every={SAVE_EVERY}",
             "checkpoint.keep_best=false",
             f"launcher={launcher}",
-            f"launcher.hosts={listed}",
-            "launcher.num_nodes=2",
             "launcher.max_restarts=1",
+            *_place(launcher, listed),
             f"run_dir={folder}/run",
         ]
         self.errors = folder / "errors"
@@ -119,14 +118,36 @@ class Drill:
         return len(left)
 
 
-def rank_on(host: Host) -> psutil.Process:
-    """The rank there: its first words are the interpreter and ``-m distrib.worker``."""
-    ranks = [each for each in host.processes() if each.cmdline()[1:3] == ["-m", "distrib.worker"]]
-    return ranks[0]
+def _place(launcher: str, listed: Path) -> list[str]:
+    if launcher == "local":
+        return ["launcher.num_processes=2"]
+    return [f"launcher.hosts={listed}", "launcher.num_nodes=2"]
+
+
+def rank_on(host: Host, number: str) -> psutil.Process:
+    """The rank there, found by its variables."""
+    names = ("RANK", "OMPI_COMM_WORLD_RANK", "HOROVOD_RANK")
+    for each in host.processes():
+        is_rank = each.cmdline()[1:3] == ["-m", "distrib.worker"]
+        if is_rank and any(each.environ().get(name) == number for name in names):
+            return each
+    raise AssertionError(f"no rank {number} on {host.name}")
 
 
 def kill_rank(drill: Drill) -> None:
-    rank_on(drill.up["h2"]).kill()
+    if drill.launcher == "local":
+        log = str(drill.folder / "run" / "logs" / "rank-1.log")
+        found = [each for each in drill.up["h4"].processes() if _writes_to(each, log)]
+        found[0].kill()
+    else:
+        rank_on(drill.up["h2"], "1").kill()
+
+
+def _writes_to(process: psutil.Process, log: str) -> bool:
+    try:
+        return os.readlink(f"/proc/{process.pid}/fd/2") == log
+    except OSError:
+        return False
 
 
 def crash_host(drill: Drill) -> None:
@@ -266,6 +287,8 @@ def main() -> None:
             for turn in range(arguments.repeats):
                 for name in arguments.drills.split(","):
                     for launcher in arguments.launchers.split(","):
+                        if launcher == "local" and name.startswith("host"):
+                            continue
                         place = folder / f"{turn}-{name.replace(' ', '-')}-{launcher}"
                         verdict = run_drill(up, place, launcher=launcher, name=name, expected=expected)
                         verdicts.append(verdict)

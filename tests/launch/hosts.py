@@ -80,6 +80,8 @@ class Host:
     def processes(self) -> list[psutil.Process]:
         """All that runs on it but sshd."""
         space = _process_space(self.init)
+        if space is None:
+            return []
         inside = [each for each in psutil.process_iter() if _process_space(each.pid) == space]
         return [each for each in inside if _is_of_the_job(each)]
 
@@ -199,10 +201,11 @@ class Hosts:
                 time.sleep(0.1)
 
 
-def _process_space(pid: int) -> str:
+def _process_space(pid: int) -> str | None:
+    """None for a process that is gone."""
     with contextlib.suppress(OSError):
         return os.readlink(f"/proc/{pid}/ns/pid")
-    return "gone"
+    return None
 
 
 def _is_of_the_job(process: psutil.Process) -> bool:
