@@ -59,9 +59,8 @@ and says more than wall time on a machine that does other things as well.
 
 def main() -> None:
     path = RESULTS.parent / "README.md"
-    path.write_text(
-        "\n".join([INTRODUCTION, *overhead(), *scaling(), *startup(), *memory(), *traffic(), *held(), ""])
-    )
+    sections = (overhead, scaling, startup, memory, states, traffic, held)
+    path.write_text("\n".join([INTRODUCTION, *(part for section in sections for part in section()), ""]))
     print(path)
 
 
@@ -150,6 +149,24 @@ def memory() -> Iterator[str]:
     ]
     yield table(["", "added MB", "in units of the largest tensor", "written MB"], rows)
     yield footnote(result)
+
+
+def states() -> Iterator[str]:
+    """What saving and loading add on a rank, in units of the largest tensor."""
+    for path in sorted(RESULTS.glob("state-memory-*.json")):
+        result = load(path)
+        yield f"## Memory added on each of {result['settings']['num_processes']} ranks by saving and loading\n"
+        rows = []
+        for name, summary in result["summary"].items():
+            largest = summary["largest_tensor"]["median"]
+            units = [f"{summary[what]['median'] / largest:.2f}" for what in ("saving", "loading")]
+            rows.append([NAMES[name], *units])
+        yield (
+            "In units of the largest tensor, beyond what the rank held before saving or holds after loading "
+            "anyway: weights of 13.6 M parameters and AdamW's state.\n"
+        )
+        yield table(["", "saving", "loading"], rows)
+        yield footnote(result)
 
 
 def traffic() -> Iterator[str]:
