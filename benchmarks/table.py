@@ -155,7 +155,8 @@ def states() -> Iterator[str]:
     """What saving and loading add on a rank, in units of the largest tensor."""
     for path in sorted(RESULTS.glob("state-memory-*.json")):
         result = load(path)
-        yield f"## Memory added on each of {result['settings']['num_processes']} ranks by saving and loading\n"
+        size = result["settings"]["num_processes"]
+        yield f"## Memory added on each of {size} ranks by saving and loading\n"
         rows = []
         for name, summary in result["summary"].items():
             largest = summary["largest_tensor"]["median"]
