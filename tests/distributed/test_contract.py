@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from matrix import current, table
 from strategies import CANDIDATES, Candidate
 
+from distrib.errors import ConfigError
 from distrib.testing.proof import Proof, Trajectory, initial_weights, largest_difference, train
 from distrib.testing.workers import Workers
 from distrib.world import World
@@ -172,6 +174,55 @@ def test_nan_on_one_rank_skips_the_step_on_all(workers: Workers, candidate: Cand
     assert [rank.updated for rank in ours] == [[True, False, True]] * size
     difference, _ = largest_difference(ours[0].weights, reference(hashable(later)).weights)
     assert difference <= WEIGHT_BOUND[precision]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("candidate", "precision"),
+    [pytest.param(c, precision, id=f"{precision}-{c.name}") for c in CANDIDATES for precision in c.rounded],
+)
+def test_autocast_is_that_of_one_process(workers: Workers, candidate: Candidate, precision: str) -> None:
+    """Each microbatch is rounded as in one process, so losses differ by less than one rounding of them."""
+    proof = Proof(strategy=candidate.target, precision=precision, steps=10)
+    ours = workers.run(train, proof, size=min(2, max(candidate.sizes)))
+    theirs = reference(hashable(proof))
+    assert ours[0].losses == pytest.approx(theirs.losses, abs=2e-3, rel=0)
+    exact = reference(hashable(dataclasses.replace(proof, precision="fp32")))
+    assert abs(ours[0].losses[0] - exact.losses[0]) > 1e-5, "nothing was rounded"
+    assert {tensor.dtype for tensor in ours[0].weights.values()} == {torch.float32}
+
+
+def refusal(world: World, proof: Proof) -> str:
+    from distrib.targets import build
+    from distrib.testing.proof import job_for
+
+    strategy = build(proof.strategy, key="strategy", plugins=())
+    try:
+        strategy.setup(job_for(proof), world)
+    except ConfigError as error:
+        return f"{error.key}={error.value}"
+    finally:
+        strategy.close()
+    return "set up"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("candidate", "precision"),
+    [pytest.param(c, precision, id=f"{precision}-{c.name}") for c in CANDIDATES for precision in c.refused],
+)
+def test_a_precision_it_does_not_have_is_refused(
+    workers: Workers, candidate: Candidate, precision: str
+) -> None:
+    """By its key and value, on every rank."""
+    size = min(candidate.sizes[-1], 2)
+    proof = Proof(strategy=candidate.target, precision=precision)
+    assert workers.run(refusal, proof, size=size) == [f"precision={precision}"] * size
+
+
+def test_the_table_in_the_readme_is_that_of_the_tests() -> None:
+    """What the README says each strategy can do is what is tried here, and what the benchmarks measured."""
+    assert current() == table(), "run: python tests/distributed/matrix.py"
 
 
 def lifecycle(world: World, proof: Proof) -> tuple[bool, int, list[float]]:
