@@ -50,7 +50,7 @@ def resumed(resume: str, overrides: Sequence[str], *, config_dirs: Sequence[str]
     trials = [grouped(asked.trial(number, own), root=root) for number, own in [*known, *further]]
     planned, record = left_over(trials, record, settled=SETTLED)
     record = replace(record, overrides=tuple(words))
-    return Sweep(asked=asked, root=root, record=record, planned=planned)
+    return Sweep(asked=asked, root=root, record=record, planned=planned, example=asked.example(trials))
 
 
 def merged(stored: Sequence[str], typed: Sequence[str], *, root: Path) -> list[str]:
