@@ -64,20 +64,27 @@ class Sweep:
 
 def sweep(overrides: Sequence[str], *, config_dirs: Sequence[str]) -> int:
     """Trains every trial; 0 where all ended well, 130 after Ctrl-C, else 1."""
-    from distrib.cli.sweep_resume import locked, resumed, split_resume
+    from distrib.cli.sweep_resume import find, locked, resumed, split_resume
     from distrib.cli.table import print_results
 
     resume, typed = split_resume(overrides)
-    prepared = (
-        fresh(typed, config_dirs=config_dirs)
-        if resume is None
-        else resumed(resume, typed, config_dirs=config_dirs)
-    )
-    with locked(prepared.root), runner_for(prepared) as runner:
-        record = prepared.driver(runner).run()
+    if resume is None:
+        prepared = fresh(typed, config_dirs=config_dirs)
+        with locked(prepared.root):
+            record = run(prepared)
+    else:
+        with locked(find(resume)):
+            prepared = resumed(resume, typed, config_dirs=config_dirs)
+            record = run(prepared)
     print_results(record, prepared.root, config_dirs=config_dirs)
     keep(prepared, record)
     return exit_code(record.trials)
+
+
+def run(sweep: Sweep) -> Record:
+    """Runs what is left of a sweep by the runner that suits it."""
+    with runner_for(sweep) as runner:
+        return sweep.driver(runner).run()
 
 
 def keep(sweep: Sweep, record: Record) -> None:
@@ -175,9 +182,17 @@ def runner_for(sweep: Sweep) -> Iterator[Runner]:
         yield Background(command, seats=Seats(search.parallel, machine=Machine.here()))
 
 
-def show(asked: Asked) -> None:
+def show(overrides: Sequence[str], *, config_dirs: Sequence[str]) -> None:
     """What ``--dry-run`` prints of a sweep: what would run, and what is refused."""
-    trials = asked.trials()
+    from distrib.cli.sweep_resume import resumed, split_resume
+
+    resume, typed = split_resume(overrides)
+    if resume is None:
+        asked = ask(typed, config_dirs=config_dirs)
+        trials: Sequence[Trial] = asked.trials()
+    else:
+        left = resumed(resume, typed, config_dirs=config_dirs)
+        asked, trials = left.asked, left.planned
     for trial in trials:
         refusal = f"   refused: {trial.config}" if isinstance(trial.config, ConfigError) else ""
         print(f"trial {trial.number}   {' '.join(trial.overrides)}{refusal}")
