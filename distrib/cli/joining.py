@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from distrib.config import RunConfig, digest
 from distrib.errors import ConfigError
+from distrib.rank_variables import TOKEN
 from distrib.world import World
 
 if TYPE_CHECKING:
@@ -28,8 +29,11 @@ def join(config: RunConfig, world: World) -> int:
     from distrib.worker import join as meet
     from distrib.worker import work
 
-    world = meet(config, world)
-    run_dir = Path(agree(world, "run_dir", _make_run_dir(config) if world.rank == 0 else None))
+    if world.elastic:
+        run_dir = _known_run_dir(config, world)
+    else:
+        world = meet(config, world)
+        run_dir = Path(agree(world, "run_dir", _make_run_dir(config) if world.rank == 0 else None))
     with kept_in_log(run_dir / "logs", rank=world.rank):
         work(config, run_dir=run_dir, world=world)
     return 0
@@ -72,6 +76,13 @@ def _check_joinable(search: Search, trials: Sequence[Trial]) -> None:
         )
 
 
+def _known_run_dir(config: RunConfig, world: World) -> Path:
+    """Where ranks are added to a running job, nobody can be asked: the name has to be given."""
+    if config.run_dir is None:
+        raise ConfigError("run_dir", None, "name it: ranks that join an elastic job later must find it")
+    return Path(_make_run_dir(config) if world.rank == 0 else config.run_dir).resolve()
+
+
 def _make_run_dir(config: RunConfig) -> str:
     from distrib.cli.rundir import make_run_dir
     from distrib.cli.train import announce
@@ -112,4 +123,5 @@ def variables(world: World, *, trial: str) -> dict[str, str]:
         "MASTER_PORT": str(world.master_port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RUN_ID": f"{world.attempt}/trial-{trial}",
+        TOKEN: world.token,
     }

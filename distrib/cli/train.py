@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     world = World.from_env()
     if args.dry_run:
         return _show(args)
-    if world.size > 1:
+    if world.size > 1 or world.elastic:
         return _join(args, world)
     if args.multirun:
         from distrib.cli.sweep import sweep

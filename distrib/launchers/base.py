@@ -45,6 +45,13 @@ class Command:
     """What is set besides the launcher's own environment."""
     rank: int
     host: str = "localhost"
+    program: str = ""
+    """Of somebody else's launcher, which starts the ranks: its log is named so. Empty: a rank itself."""
+
+    @property
+    def log_name(self) -> str:
+        """Its file in ``logs/``, without the ending."""
+        return f"{self.program}-{self.rank}" if self.program else f"rank-{self.rank}"
 
 
 class LaunchMany(Protocol):
