@@ -41,7 +41,7 @@ def join(config: RunConfig, world: World) -> int:
 
 def join_sweep(overrides: Sequence[str], *, config_dirs: Sequence[str], world: World) -> int:
     """Takes part in every trial of a sweep; rank 0 keeps the results and prints the table."""
-    from distrib.cli.sweep import make_root, new
+    from distrib.cli.sweep import keep, make_root, new
     from distrib.cli.table import print_results
     from distrib.cli.trials import ask
     from distrib.rendezvous import agree, meet
@@ -59,6 +59,7 @@ def join_sweep(overrides: Sequence[str], *, config_dirs: Sequence[str], world: W
     record = sweep.driver(runner, is_main=world.rank == 0).run()
     if world.rank == 0:
         print_results(record, root, config_dirs=config_dirs)
+        keep(sweep, record)
     # torchrun ends every rank when one exits with an error: rank 0 must have printed the table by then.
     agree(world, "table", "shown" if world.rank == 0 else None)
     return exit_code(record.trials)

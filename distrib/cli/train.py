@@ -108,9 +108,8 @@ def _show(args: argparse.Namespace) -> int:
 
     if args.multirun:
         from distrib.cli.sweep import show
-        from distrib.cli.trials import ask
 
-        show(ask(args.overrides, config_dirs=args.config_dir))
+        show(args.overrides, config_dirs=args.config_dir)
         return 0
     config = compose(args.overrides, config_dirs=args.config_dir)
     run_dir = Path(config.run_dir) if config.run_dir else RUNS / config.name / "<time>"
