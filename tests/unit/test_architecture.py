@@ -49,6 +49,7 @@ ARROWS: dict[str, set[str]] = {
     "store": VALUES,
     "rendezvous": VALUES | {"store", "diagnosis.checked", "diagnosis.collectives"},
     "diagnosis": VALUES | {"launchers.failure", "rendezvous"},
+    "doctor": VALUES | WORLD | {"launchers.failure", "rendezvous", "signals", "tracking.environment"},
     "tensor_file": VALUES,
     "state": VALUES | STATE,
     "targets": VALUES,
