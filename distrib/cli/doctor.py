@@ -94,7 +94,7 @@ def _join(config: RunConfig, world: World) -> list[Finding]:
     """As one rank of a job that somebody else has started."""
     from distrib.doctor.worker import meet_and_examine
 
-    folder = _parent(config) / "doctor"
+    folder = _parent(config) / "doctor" / "joined"
     try:
         return meet_and_examine(world, folder, start=config.timeouts.start)
     finally:

@@ -73,5 +73,5 @@ def _tried(name: str, world: World, add_up: Callable[[Tensor], str]) -> Finding:
         area="engines",
         name=name,
         verdict="ok",
-        seen=f"{version(name)} ({built}): summed 4 MiB over {world.size} ranks in {seconds:.2f} s with its start",
+        seen=f"{version(name)} ({built}): {world.size} ranks summed 4 MiB in {seconds:.2f} s, start included",
     )

@@ -69,7 +69,7 @@ def _connections(world: World, facts: HostFacts, hosts: Sequence[HostFacts]) -> 
 
 def _disk(world: World, folder: Path, name: str) -> Iterator[Finding]:
     sees = exchange(world, "sees", [name, disk.sees_rank_zeros_file(world, folder)])
-    yield judge.shared(dict(sorted(sees, reverse=True)), folder=str(folder))
+    yield judge.shared(dict(sorted(sees, reverse=True)), folder=str(folder.parent.parent))
     try:
         speed = disk.write_speed(folder, f"speed-{world.rank}") if world.local_rank == 0 else None
         report = [name, speed, disk.free_bytes(folder), None]

@@ -19,13 +19,19 @@ LOW_DISK = 5 * GIB
 
 
 def versions(hosts: Sequence[HostFacts]) -> Iterator[Finding]:
-    """One line a package: its version, or where it differs."""
-    for name in dict.fromkeys(name for host in hosts for name in host.versions):
-        found = {host.name: host.versions.get(name, "not installed") for host in hosts}
-        yield _same("versions", name, found, worst="fail" if name in MUST_AGREE else "warn")
-    for name in dict.fromkeys(name for host in hosts for name in host.drivers):
-        found = {host.name: host.drivers.get(name, "none") for host in hosts}
-        yield _same("versions", f"{name} (driver)" if name != "kernel" else name, found, worst="note")
+    """What is the same everywhere in one line; then one line for each that differs."""
+    packages = _by_name([(host.name, host.versions) for host in hosts], absent="not installed")
+    drivers = _by_name([(host.name, host.drivers) for host in hosts], absent="none")
+    yield _agreeing("packages", packages)
+    yield _agreeing("drivers", drivers)
+    for name, found in packages.items():
+        if len(set(found.values())) > 1:
+            remedy = f"install the same {name} on every host: what ranks compute and send depends on it"
+            worst: Verdict = "fail" if name in MUST_AGREE else "warn"
+            yield _differing(name, found, verdict=worst, remedy=remedy)
+    for name, found in drivers.items():
+        if len(set(found.values())) > 1:
+            yield _differing(name, found, verdict="note", remedy=None)
 
 
 def machine(host: HostFacts, *, ranks: int) -> Iterator[Finding]:
@@ -83,10 +89,9 @@ def speed(pairs: Sequence[Pair], *, hosts: Sequence[str]) -> Iterator[Finding]:
     by_speed = sorted(pairs, key=lambda pair: pair.bandwidth)
     slowest, median = by_speed[0], by_speed[len(pairs) // 2].bandwidth
     middle = f"{_rate(median)}, {_micro(_median_latency(pairs))} one way"
-    seen = (
-        f"{_count(len(pairs), 'pair')} of {between}: {middle}; "
-        f"slowest {_pair(slowest, hosts)} {_rate(slowest.bandwidth)}"
-    )
+    seen = f"{_count(len(pairs), 'pair')} of {between}: {middle}"
+    if len(pairs) > 1:
+        seen += f"; slowest {_pair(slowest, hosts)} {_rate(slowest.bandwidth)}"
     slow = [pair for pair in pairs if pair.bandwidth < SLOW_SHARE * median]
     if slow and len(set(hosts)) > 1:
         worst = ", ".join(_pair(pair, hosts) for pair in slow[:4])
@@ -139,14 +144,24 @@ def shared(sees: Mapping[str, bool], *, folder: str) -> Finding:
     )
 
 
-def _same(area: str, name: str, found: Mapping[str, str], *, worst: Verdict) -> Finding:
-    values = list(dict.fromkeys(found.values()))
-    if len(values) == 1:
-        return Finding(area=area, name=name, verdict="ok", seen=values[0])
-    groups = {value: [host for host, theirs in found.items() if theirs == value] for value in values}
+def _by_name(facts: Sequence[tuple[str, Mapping[str, str]]], *, absent: str) -> dict[str, dict[str, str]]:
+    """For each name, what each host has of it."""
+    names = dict.fromkeys(name for _, values in facts for name in values)
+    return {name: {host: values.get(name, absent) for host, values in facts} for name in names}
+
+
+def _agreeing(name: str, found: Mapping[str, Mapping[str, str]]) -> Finding:
+    same = {each: values for each, values in found.items() if len(set(values.values())) == 1}
+    seen = ", ".join(f"{each} {next(iter(values.values()))}" for each, values in same.items())
+    return Finding(area="versions", name=name, verdict="ok", seen=seen or "none the same on all hosts")
+
+
+def _differing(name: str, found: Mapping[str, str], *, verdict: Verdict, remedy: str | None) -> Finding:
+    groups: dict[str, list[str]] = {}
+    for host, value in found.items():
+        groups.setdefault(value, []).append(host)
     seen = "; ".join(f"{value} on {', '.join(hosts)}" for value, hosts in groups.items())
-    remedy = f"install the same {name} on every host: what ranks compute and send depends on it"
-    return Finding(area=area, name=name, verdict=worst, seen=seen, remedy=None if worst == "note" else remedy)
+    return Finding(area="versions", name=name, verdict=verdict, seen=seen, remedy=remedy)
 
 
 def _cores(host: HostFacts, ranks: int) -> Finding:
