@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distrib.errors import LaunchError
+from distrib.errors import ConfigError, LaunchError
 
 if TYPE_CHECKING:
     from distrib.config import RunConfig
@@ -119,7 +119,12 @@ def _tell(findings: Sequence[Finding], *, file: Path | None) -> int:
 def _fresh_folder(config: RunConfig) -> Path:
     from distrib.cli.rundir import make_fresh
 
-    return make_fresh(_parent(config) / "doctor")
+    parent = _parent(config)
+    try:
+        return make_fresh(parent / "doctor")
+    except OSError as error:
+        remedy = f"cannot be written to ({error.strerror}), and checkpoints would go there; set another one"
+        raise ConfigError("run_dir", parent, remedy) from error
 
 
 def _parent(config: RunConfig) -> Path:
