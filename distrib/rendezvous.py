@@ -107,7 +107,7 @@ def process_group(world: World, *, backend: str | None = None) -> None:
     """
     import torch.distributed as dist
 
-    from distrib.diagnosis.checked import checking
+    from distrib.diagnosis.checked import start_checking
     from distrib.diagnosis.collectives import record
 
     record()
@@ -121,7 +121,7 @@ def process_group(world: World, *, backend: str | None = None) -> None:
         # A number of its own, because addresses of a closed group must not be read by the next.
         turn = world.store.add(f"groups/{world.rank}", 1)
         store = dist.PrefixStore(f"group/{turn}", world.store)  # type: ignore[attr-defined]
-    with _translated(world), checking(world.check_collectives and world.size > 1):
+    with _translated(world):
         dist.init_process_group(
             backend or ("cpu:gloo,cuda:nccl" if world.device.startswith("cuda") else "gloo"),
             store=store,
@@ -129,6 +129,8 @@ def process_group(world: World, *, backend: str | None = None) -> None:
             world_size=world.size,
             timeout=timedelta(seconds=world.collective_timeout),
         )
+        if world.check_collectives and world.size > 1:
+            start_checking(world, dist.PrefixStore("checked", store))  # type: ignore[attr-defined]
 
 
 def side_group(world: World, name: str, *, rank: int, size: int) -> ProcessGroup:
