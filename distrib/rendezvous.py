@@ -94,6 +94,26 @@ def agree(world: World, key: str, value: str | None = None, *, timeout: float = 
         return _told(world.store, world, name)
 
 
+def remember(world: World, key: str, value: str) -> None:
+    """Keeps ``value`` for later attempts of the job while the store lives, which torchrun may serve."""
+    if world.store is not None:
+        _tell(_lasting(world), world, key, value)
+
+
+def recall(world: World, key: str) -> str | None:
+    """What an earlier attempt kept; None where there was none."""
+    if world.store is None or not _lasting(world).check([key]):
+        return None
+    return _told(_lasting(world), world, key)
+
+
+def _lasting(world: World) -> Store:
+    """The job's place at the store, shared by its attempts."""
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    return PrefixStore(f"distrib/{room(world.token)}/kept", world.store.underlying_store)
+
+
 def process_group(world: World, *, backend: str | None = None) -> None:
     """Makes torch's default process group of all ranks of ``world``, anew each time it is called.
 

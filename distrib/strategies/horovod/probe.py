@@ -15,12 +15,12 @@ def all_reduce(world: World, value: Tensor) -> str:
 
     Raises `DistribError` where it is not installed for this torch, or does not start.
     """
-    from distrib.strategies.horovod import engine
+    from distrib.strategies.horovod import collectives, engine
 
     engine.check(world, adasum=False)
     engine.start(world, options={})
     try:
-        value.copy_(engine.add_up(value))
+        value.copy_(collectives.add_up(value))
         return engine.built_with()
     finally:
         engine.stop()
