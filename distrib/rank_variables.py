@@ -95,7 +95,10 @@ PORT_FD = "DISTRIB_PORT_FD"
 REJOIN = "DISTRIB_REJOIN"
 """Counts how often a launcher has started this rank again in a job that goes on meanwhile."""
 
-MEETING = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", PORT_FD, REJOIN)
+RESUME = "DISTRIB_RESUME"
+"""The run directory that a job which was started again goes on from."""
+
+MEETING = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", PORT_FD, REJOIN, RESUME)
 
 RANK_VARIABLES = frozenset(MEETING).union(*(variables.names for variables in LAUNCHERS))
 """What a launcher must take out of the environment before it sets its own."""

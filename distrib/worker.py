@@ -15,6 +15,7 @@ from types import TracebackType
 from distrib.config import RunConfig, digest, flatten, load
 from distrib.errors import DistribError
 from distrib.launchers.failure import FAILED, PEER_LOST
+from distrib.rank_variables import RESUME
 from distrib.signals import follow_launcher, stop_flag
 from distrib.world import World
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         world = World.from_env()
         announce_failure(world)
         run_dir = Path(argv[0])
-        config = load(run_dir)
+        config = going_on(load(run_dir))
         work(config, run_dir=run_dir, world=join(config, world))
     except DistribError as error:
         print(f"{FAILED.format(rank=world.rank)}\n{error}", file=sys.stderr)
@@ -59,6 +60,12 @@ def join(config: RunConfig, world: World) -> World:
     world = meet(world, timeout=config.timeouts.start, digest=digest(config), settings=flatten(config))
     faulthandler.cancel_dump_traceback_later()
     return world
+
+
+def going_on(config: RunConfig) -> RunConfig:
+    """The same run from its last checkpoint, where the launcher has started the job again."""
+    resume = os.environ.get(RESUME)
+    return replace(config, resume=resume) if resume else config
 
 
 def work(config: RunConfig, *, run_dir: Path, world: World) -> None:
