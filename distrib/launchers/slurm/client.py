@@ -62,7 +62,8 @@ class JobState:
         """For the screen: ``PENDING (Priority)``, ``RUNNING on h[1-4]``."""
         if self.state == "PENDING":
             again = f", to start again ({self.restarts})" if self.restarts else ""
-            return f"PENDING ({self.reason}){again}"
+            reason = f" ({self.reason})" if self.reason not in ("", "None") else ""
+            return f"PENDING{reason}{again}"
         return f"{self.state} on {self.nodes}" if self.nodes else self.state
 
 

@@ -16,7 +16,7 @@ from distrib.launchers.slurm.client import JobState
 
 LOOK_SECONDS = 0.2
 """Between two looks at the log."""
-FIRST_POLL, LAST_POLL, SLOWER = 1.0, 10.0, 1.2
+FIRST_POLL, LAST_POLL, SLOWER = 1.0, 5.0, 1.2
 """Seconds between two questions to the controller: after a change, at most, and the growth in between."""
 HOPELESS_SECONDS = 5.0
 """How long a job must have a reason that no waiting ends before it is given up."""
