@@ -308,7 +308,7 @@ def test_what_the_cluster_does_not_have(
 
 def test_a_hostile_run_directory_is_only_a_path(slurm: Cluster, tmp_path: Path) -> None:
     """Quotes, spaces, %, # and $() in it are taken as they stand, in the script and in SLURM's own file names."""
-    folder = tmp_path / "it's $(touch x) `touch y` \"%j\" #1; & é"
+    folder = tmp_path / 'it\'s $(touch x) `touch y` "%j" #1; & é'
     folder.mkdir()
     with launch(slurm, folder, "fine") as job:
         assert job.code() == 0, job.err

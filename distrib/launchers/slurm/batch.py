@@ -18,10 +18,11 @@ from pathlib import Path
 from types import FrameType
 
 from distrib.errors import ConfigError, LaunchError
+from distrib.launchers.forwarding import identity
 from distrib.launchers.slurm import client
-from distrib.launchers.slurm.script import WORK, Work
+from distrib.launchers.slurm.script import ARRAY, WORK, Work
 from distrib.launchers.slurm.step import Ending, Step
-from distrib.rank_variables import RANK_VARIABLES, RESUME
+from distrib.rank_variables import RANK_VARIABLES
 
 INTERRUPTED = 130
 END_SECONDS = 60
@@ -45,7 +46,7 @@ class Allocation:
         with self._handling_signals():
             while True:
                 before = self._newest()
-                ending = self._start()
+                ending = self._start(restarts)
                 if ending.code == 0 or self._asked:
                     return self._finish(ending)
                 if ending.lost_node and self._may_requeue(before) and self._requeue("a node was lost"):
@@ -56,8 +57,8 @@ class Allocation:
                 _report(ending)
                 _say(f"notice: starting all ranks again ({restarts} of {self._work.max_restarts})")
 
-    def _start(self) -> Ending:
-        self._step = Step(self._work, env=self._environment())
+    def _start(self, restart: int) -> Ending:
+        self._step = Step(self._work, env=self._environment(restart))
         return self._step.run()
 
     def _finish(self, ending: Ending) -> int:
@@ -85,15 +86,15 @@ class Allocation:
         time.sleep(END_SECONDS)
         return True
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, restart: int) -> dict[str, str]:
         """This process's, without any rank of its own, with SLURM's own and what the plan sets."""
         ours = {
             name: value
             for name, value in os.environ.items()
             if name not in RANK_VARIABLES or name.startswith("SLURM_")
         }
-        resume = {RESUME: self._work.run_dir} if self._newest() > self._work.newest else {}
-        return {**ours, **self._work.env, **resume}
+        resume = self._work.run_dir if self._newest() > self._work.newest else None
+        return {**ours, **self._work.env, **identity(attempt=restart, resume=resume)}
 
     def _newest(self) -> str:
         return newest_checkpoint(Path(self._work.run_dir))
@@ -143,11 +144,23 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def this_job() -> str:
+    """What SLURM calls this job; a task of an array by both numbers, because one alone can mean all tasks."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def allocation(work: Work) -> Allocation:
+    """``work`` in the allocation that this process is in."""
+    return Allocation(work, job=this_job(), starts=int(os.environ.get("SLURM_RESTART_COUNT", "0")))
+
+
 def main(folder: str) -> int:
-    """The batch script's process."""
-    work = Work.from_json((Path(folder) / WORK).read_text(encoding="utf-8"))
-    starts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    return Allocation(work, job=os.environ["SLURM_JOB_ID"], starts=starts).run()
+    """The batch script's process; in an array, that of one trial."""
+    run_dir, trials = Path(folder), Path(folder) / ARRAY
+    if trials.exists():
+        run_dir = Path(json.loads(trials.read_text(encoding="utf-8"))[int(os.environ["SLURM_ARRAY_TASK_ID"])])
+    return allocation(Work.from_json((run_dir / WORK).read_text(encoding="utf-8"))).run()
 
 
 if __name__ == "__main__":

@@ -89,7 +89,11 @@ class Slurm(Launcher):
 
     def plan(self, plan: LaunchPlan) -> list[Command]:
         """One command, which submits the script; the script starts the ranks with srun."""
-        return [Command(argv=("sbatch", "--parsable", str(plan.run_dir / SCRIPT)), env={}, rank=0)]
+        return [
+            Command(
+                argv=("sbatch", "--parsable", str(plan.run_dir / SCRIPT)), env={}, rank=0, program="sbatch"
+            )
+        ]
 
     def files(self, plan: LaunchPlan) -> Mapping[str, str]:
         """The script, and what it hands over to the node that it starts on."""
@@ -109,6 +113,16 @@ class Slurm(Launcher):
         from distrib.launchers.slurm.submit import submit_one
 
         return submit_one(self, plan)
+
+    def launch_many(self, plans: Sequence[LaunchPlan], *, at_once: int | None) -> list[int]:  # type: ignore[override]
+        """As `LaunchMany`: one array with a task for each plan; inside an allocation, one after another."""
+        for plan in plans:
+            options.check_run_dir(plan.run_dir)
+        if "SLURM_JOB_ID" in os.environ:
+            return [self.launch(plan) for plan in plans]
+        from distrib.launchers.slurm.submit import submit_many
+
+        return submit_many(self, plans, at_once=at_once)
 
     def sbatch_options(self, plan: LaunchPlan) -> dict[str, str | None]:
         """Of the script, by name without the dashes; None for one that has no value."""
@@ -149,7 +163,7 @@ class Slurm(Launcher):
 
     def _start_here(self, plan: LaunchPlan) -> int:
         """In the allocation that this process is in, without a script."""
-        from distrib.launchers.slurm.batch import Allocation
+        from distrib.launchers.slurm.batch import allocation
 
         nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
         if nodes < self.num_nodes:
@@ -158,5 +172,4 @@ class Slurm(Launcher):
                 self.num_nodes,
                 f"this allocation (job {os.environ['SLURM_JOB_ID']}) has {nodes}; ask for more",
             )
-        starts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        return Allocation(self.work(plan), job=os.environ["SLURM_JOB_ID"], starts=starts).run()
+        return allocation(self.work(plan)).run()

@@ -17,6 +17,8 @@ from typing import Any
 
 SCRIPT = "slurm.sbatch"
 WORK = "slurm.json"
+ARRAY = "slurm-array.json"
+"""Of a sweep: the run directory of each task of the array, by its number."""
 
 BATCH = "distrib.launchers.slurm.batch"
 TASK = "distrib.launchers.slurm.task"

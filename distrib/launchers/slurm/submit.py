@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from distrib.errors import ConfigError, LaunchError
 from distrib.launchers.slurm import client
 from distrib.launchers.slurm.follow import Follower, verdict
 from distrib.launchers.slurm.options import without_overrides
-from distrib.launchers.slurm.script import SCRIPT
+from distrib.launchers.slurm.script import ARRAY, SCRIPT, WORK, output, script
 from distrib.rank_variables import RANK_VARIABLES
 
 if TYPE_CHECKING:
@@ -34,6 +35,37 @@ def submit_one(launcher: Slurm, plan: LaunchPlan) -> int:
     if words:
         print(words, file=sys.stderr, flush=True)
     return code
+
+
+def submit_many(launcher: Slurm, plans: Sequence[LaunchPlan], *, at_once: int | None) -> list[int]:
+    """The exit codes of one job array with a task for each plan, in their order."""
+    folder = Path(os.path.commonpath([plan.run_dir.parent for plan in plans]))
+    for plan in plans:
+        (plan.run_dir / "logs").mkdir(parents=True, exist_ok=True)
+        write(plan.run_dir, {WORK: launcher.work(plan).to_json()})
+    options = array_options(
+        launcher.sbatch_options(plans[0]), folder=folder, size=len(plans), at_once=at_once
+    )
+    run_dirs = json.dumps([str(plan.run_dir) for plan in plans], indent=1)
+    write(folder, {ARRAY: run_dirs, SCRIPT: script(folder, options=options)})
+    job = submit(folder / SCRIPT, options=options)
+    print(f"job {job}   submitted: {len(plans)} trials\nlogs   {folder}/slurm-{job}_*.out", flush=True)
+    if not launcher.follow:
+        return [0] * len(plans)
+    follower = Follower(job)
+    states = {state.job: state for state in follower.run()}
+    ended = [verdict(states[f"{job}_{task}"], interrupted=follower.interrupted) for task in range(len(plans))]
+    for words in filter(None, (words for _, words in ended)):
+        print(words, file=sys.stderr, flush=True)
+    return [code for code, _ in ended]
+
+
+def array_options(
+    options: Mapping[str, str | None], *, folder: Path, size: int, at_once: int | None
+) -> dict[str, str | None]:
+    """Of one script for many jobs, from those of the first job."""
+    limit = "" if at_once is None else f"%{at_once}"
+    return {**options, "array": f"0-{size - 1}{limit}", "output": output(folder, "slurm-%A_%a.out")}
 
 
 def write(folder: Path, files: Mapping[str, str]) -> None:
