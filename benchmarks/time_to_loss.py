@@ -35,10 +35,13 @@ METHODS: dict[str, tuple[str, ...]] = {
     "local-sgd-50": ("strategy=local_sgd", "strategy.sync_every=50"),
 }
 """By name what it adds to the command line; ``launcher.num_processes`` where it needs more than workers."""
+# 0.9 M parameters, a few hundredths of a second of arithmetic a step: what is slow is the link.
 TASK = (
     "experiment=lm",
-    "task.max_length=128",
+    "task.max_length=64",
     "data.heldout_fraction=0.01",
+    "model.hidden_size=128",
+    "model.num_layers=2",
     "train.global_batch_size=8",
     "train.microbatch_size=4",
     "checkpoint.keep_best=false",
@@ -53,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--eval-every", type=int, default=25)
     parser.add_argument("--rate", default="100mbit", help="of each host's link, as tc writes it")
     parser.add_argument("--folder", type=Path, required=True, help="where the runs are kept")
