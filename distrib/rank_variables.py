@@ -95,7 +95,10 @@ PORT_FD = "DISTRIB_PORT_FD"
 REJOIN = "DISTRIB_REJOIN"
 """Counts how often a launcher has started this rank again in a job that goes on meanwhile."""
 
-MEETING = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", PORT_FD, REJOIN)
+TOKEN = "DISTRIB_TOKEN"
+"""A secret of the job: ranks show it to each other where no process group of all of them does."""
+
+MEETING = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", PORT_FD, REJOIN, TOKEN)
 
 RANK_VARIABLES = frozenset(MEETING).union(*(variables.names for variables in LAUNCHERS))
 """What a launcher must take out of the environment before it sets its own."""
@@ -129,6 +132,7 @@ def _read(variables: Variables, environ: Mapping[str, str]) -> World:
         store_is_served=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         port_fd=int(environ[PORT_FD]) if PORT_FD in environ else None,
         rejoin=int(environ.get(REJOIN, "0")),
+        token=environ.get(TOKEN, ""),
     )
     if size == 1:
         return world

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import socket
 import sys
 import time
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from distrib.errors import ConfigError, DistribError, LaunchError, PeerLostError
 
 if TYPE_CHECKING:
-    from torch.distributed import Store  # type: ignore[attr-defined]
+    from torch.distributed import ProcessGroupGloo, Store  # type: ignore[attr-defined]
 
     from distrib.world import World
 
@@ -120,6 +121,45 @@ def process_group(world: World, *, backend: str | None = None) -> None:
             world_size=world.size,
             timeout=timedelta(seconds=world.collective_timeout),
         )
+
+
+def pair(world: World, name: str, *, rank: int, peer: str) -> ProcessGroupGloo:
+    """A process group of two ranks alone, besides torch's default one; gloo, for tensors on the CPU.
+
+    Args:
+        world: with the store that `meet` gave it.
+        name: the same on both sides, and never used twice.
+        rank: 0 or 1.
+        peer: the other side, in words.
+
+    Raises `LaunchError` where the other side does not come within ``world.collective_timeout`` seconds.
+    """
+    from torch.distributed import PrefixStore, ProcessGroupGloo  # type: ignore[attr-defined]
+
+    _stay_on_this_machine(world)
+    store = PrefixStore(f"pair/{name}", world.store)
+    limit = timedelta(seconds=world.collective_timeout)
+    with _translated(world):
+        try:
+            return ProcessGroupGloo(store, rank, 2, limit)
+        except RuntimeError as error:
+            first = str(error).splitlines()[0]
+            raise PeerLostError(f"rank {world.rank} did not reach {peer}: {first}") from error
+
+
+def job_token(world: World, *, timeout: float = 120.0) -> str:
+    """What all ranks of this job know: the launcher's secret, else a word of rank 0's in the store.
+
+    The second keeps two jobs apart; only the first keeps out who can read the store.
+    """
+    if world.token:
+        return world.token
+    with _translated(world):
+        if world.rank == 0:
+            world.store.set("token", secrets.token_hex(16))
+        if _wait(world.store, ["token"], time.monotonic() + timeout):
+            raise LaunchError(f"rank {world.rank} waited {timeout:g} s for rank 0's token")
+        return str(world.store.get("token").decode())
 
 
 def lost_peer(error: BaseException) -> bool:

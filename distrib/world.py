@@ -38,6 +38,8 @@ class World:
     """Seconds that one collective operation may take."""
     log: Path | None = None
     """This rank's log file, for an engine's own words; None: standard error."""
+    token: str = field(default="", repr=False)
+    """A secret that the launcher gave to every rank of this job; empty where it has none."""
     store: Any = field(default=None, repr=False, compare=False)
     """The key-value store the ranks met at (`distrib.rendezvous.meet`); None before that."""
 

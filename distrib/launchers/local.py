@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from distrib.errors import ConfigError
 from distrib.launchers.base import Command, Launcher, LaunchPlan
+from distrib.rank_variables import TOKEN
 
 if TYPE_CHECKING:
     from distrib.launchers.forkserver import ForkServer
@@ -64,8 +66,10 @@ class Local(Launcher):
         from distrib.launchers.supervise import Supervisor
 
         with reserved_port(plan.master_port) as port:
+            # Not in `plan`, which is printed.
+            env = {**plan.env, TOKEN: secrets.token_hex(16)}
             return Supervisor(
-                self.plan(replace(plan, master_port=port.getsockname()[1])),
+                self.plan(replace(plan, master_port=port.getsockname()[1], env=env)),
                 start=server.start if server else popen,
                 logs=plan.run_dir / "logs",
                 port_fd=port.fileno(),
