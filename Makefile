@@ -71,7 +71,7 @@ $(BASE): $(VENV)/bin/python
 	@rm -f $(VENV)/.base-* && touch $@
 
 $(ALL): $(BASE)
-	$(PIP) -c constraints.txt -e '.[examples,deepspeed,tracking,bench,dev]'
+	$(PIP) -c constraints.txt -e '.[examples,deepspeed,tracking,bench,sweep,dev]'
 	.ci/horovod $(BIN)/python
 	$(if $(CHROMIUM),,-@.ci/chromium)
 	@rm -f $(VENV)/.all-* && touch $@

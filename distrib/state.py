@@ -61,8 +61,12 @@ class StateWriter:
         self._min_file_bytes = min_file_bytes
         self.written: list[WrittenFile] = []
 
-    def write(self, section: str, entries: Sequence[Entry]) -> None:
-        """Reads the entries in order, on every rank, and writes those of this rank's file."""
+    def write(self, section: str, entries: Sequence[Entry], *, file: str | None = None) -> None:
+        """Reads the entries in order, on every rank, and writes those of this rank's file.
+
+        Args:
+            file: the file's name where a section is written in several calls; default: the section's.
+        """
         if not entries:
             return
         sizes = [num_bytes(entry.shape, entry.dtype) for entry in entries]
@@ -70,20 +74,21 @@ class StateWriter:
         owners = assign_files(sizes, num_files=num_files)
         folder = self._folder / section
         folder.mkdir(parents=True, exist_ok=True)
+        stem = file or section
         if self._rank == 0 and num_files > 1:
-            self._write_index(section, entries, owners=owners, total=sum(sizes))
+            self._write_index(folder / stem, entries, owners=owners, total=sum(sizes))
         mine = [entry for entry, owner in zip(entries, owners, strict=True) if owner == self._rank]
         if not mine:
             for entry in entries:
                 entry.read()
             return
-        path = folder / file_name(section, max(owners) + 1, self._rank)
-        with TensorFileWriter(path, [(e.name, e.shape, e.dtype) for e in mine]) as file:
+        path = folder / file_name(stem, max(owners) + 1, self._rank)
+        with TensorFileWriter(path, [(e.name, e.shape, e.dtype) for e in mine]) as tensors:
             for entry, owner in zip(entries, owners, strict=True):
                 tensor = entry.read()
                 if owner == self._rank:
-                    file.append(tensor)
-        self._record(path, size=file.size, sha256=file.sha256)
+                    tensors.append(tensor)
+        self._record(path, size=tensors.size, sha256=tensors.sha256)
 
     def write_alone(self, section: str, entries: Sequence[Entry]) -> None:
         """Reads and writes the entries on this rank, and on no other: for what one rank can reach alone."""
@@ -104,14 +109,15 @@ class StateWriter:
             path.write_text(json.dumps(value))
 
     def _write_index(
-        self, section: str, entries: Sequence[Entry], *, owners: Sequence[int], total: int
+        self, path: Path, entries: Sequence[Entry], *, owners: Sequence[int], total: int
     ) -> None:
         count = max(owners) + 1
         names = {
-            entry.name: file_name(section, count, owner) for entry, owner in zip(entries, owners, strict=True)
+            entry.name: file_name(path.name, count, owner)
+            for entry, owner in zip(entries, owners, strict=True)
         }
         index = {"metadata": {"total_size": total}, "weight_map": names}
-        (self._folder / section / f"{section}.safetensors.index.json").write_text(json.dumps(index, indent=1))
+        path.with_name(f"{path.name}.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
     def _record(self, path: Path, *, size: int, sha256: str) -> None:
         name = path.relative_to(self._folder).as_posix()
@@ -123,11 +129,11 @@ def owner(name: str) -> str:
     return name.partition("/")[0]
 
 
-def file_name(section: str, num_files: int, number: int) -> str:
+def file_name(stem: str, num_files: int, number: int) -> str:
     """Hugging Face's names for whole and split weight files."""
     if num_files == 1:
-        return f"{section}.safetensors"
-    return f"{section}-{number + 1:05d}-of-{num_files:05d}.safetensors"
+        return f"{stem}.safetensors"
+    return f"{stem}-{number + 1:05d}-of-{num_files:05d}.safetensors"
 
 
 class StateReader:

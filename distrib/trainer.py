@@ -77,6 +77,7 @@ class Trainer:
         lr: Callable[[int], float],
         stop_requested: Callable[[], str | None],
         started: Callable[[int], None],
+        progress: Callable[[int], None] = lambda done: None,
     ) -> None:
         self.config = config
         self.strategy = strategy
@@ -89,6 +90,7 @@ class Trainer:
         self.lr = lr
         self.stop_requested = stop_requested
         self.started = started
+        self.progress = progress
         self.cadence = Cadence(log_every=config.log_every)
         self.report: Report | None = None
         self.totals = Totals()
@@ -96,7 +98,7 @@ class Trainer:
     def fit(self) -> Outcome:
         """Trains from where the newest checkpoint stands to the last step, or until asked to stop."""
         live = self.strategy.live_step()
-        first = self.checkpointer.restore(self.strategy) if live is None else live
+        first = self.checkpointer.restore(self.strategy) if live is None else self.checkpointer.go_on(live)
         self.started(first)
         stopped_by, done = None, first
         self.meter.restart_clock()
@@ -110,6 +112,7 @@ class Trainer:
                 lr=self.lr(step),
             )
             done = step + 1
+            self.progress(done)
             self.watch_skips(done, updated=result.updated)
             if not (result.meet or self.between_steps_due(done)):
                 continue

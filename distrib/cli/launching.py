@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distrib.config import RunConfig, TrainConfig, to_yaml
+from distrib.config import RunConfig, TrainConfig, load, to_yaml
 from distrib.targets import build
 
 if TYPE_CHECKING:
@@ -22,6 +22,20 @@ if TYPE_CHECKING:
 def launch(config: RunConfig, run_dir: Path, *, server: ForkServer | None = None) -> int:
     """Runs the processes of one training run to their end; returns the exit code of the job."""
     return _launcher(config).launch(_plan(config, run_dir), server=server)
+
+
+def launch_together(
+    configs: Sequence[RunConfig], *, at_once: int | None
+) -> Callable[[Sequence[Path]], list[int]] | None:
+    """What runs many run directories as one job; None where their launchers differ or offer none."""
+    if not configs or any(config.launcher != configs[0].launcher for config in configs):
+        return None
+    launch_many = _launcher(configs[0]).launch_many
+    if launch_many is None:
+        return None
+    return lambda run_dirs: launch_many(
+        [_plan(load(run_dir), run_dir) for run_dir in run_dirs], at_once=at_once
+    )
 
 
 @contextmanager

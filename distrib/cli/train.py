@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,8 +53,12 @@ def run(args: argparse.Namespace) -> int:
     world = World.from_env()
     if args.dry_run:
         return _show(args)
-    if world.size > 1:
+    if world.size > 1 or world.elastic:
         return _join(args, world)
+    if args.multirun:
+        from distrib.cli.sweep import sweep
+
+        return sweep(args.overrides, config_dirs=args.config_dir)
     from distrib.cli.launching import early_server
 
     with early_server() as server:
@@ -64,21 +67,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _start(args: argparse.Namespace, server: ForkServer | None) -> int:
     """Processes of our own."""
-    from distrib.cli.launching import launch
-
-    run_trial = partial(launch, server=server)
-    if args.multirun:
-        from distrib.cli.sweep import sweep
-
-        return sweep(args.overrides, config_dirs=args.config_dir, run_trial=run_trial)
     from distrib.cli.compose import compose
+    from distrib.cli.launching import launch
     from distrib.cli.rundir import make_run_dir
 
     config = compose(args.overrides, config_dirs=args.config_dir)
     announce(config)
     run_dir = make_run_dir(config)
     print(f"run directory   {run_dir}", flush=True)
-    return run_trial(config, run_dir)
+    return launch(config, run_dir, server=server)
 
 
 def _join(args: argparse.Namespace, world: World) -> int:
@@ -111,9 +108,9 @@ def _show(args: argparse.Namespace) -> int:
 
     if args.multirun:
         from distrib.cli.sweep import show
-        from distrib.cli.trials import make_trials
+        from distrib.cli.trials import ask
 
-        show(make_trials(args.overrides, config_dirs=args.config_dir))
+        show(ask(args.overrides, config_dirs=args.config_dir))
         return 0
     config = compose(args.overrides, config_dirs=args.config_dir)
     run_dir = Path(config.run_dir) if config.run_dir else RUNS / config.name / "<time>"

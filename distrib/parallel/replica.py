@@ -103,6 +103,10 @@ class Replica:
         finally:
             self.module.train()
 
+    def weights(self) -> dict[str, Tensor]:
+        """The trained parameters by plain name, as tensors that may be overwritten."""
+        return {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
+
     def save(self, writer: StateWriter, *, save_state: SaveState = save_replica) -> None:
         """Hands over weights, optimizer state and, under fp16, the loss scale."""
         save_state(writer, self.module, self.optimizer)

@@ -73,6 +73,13 @@ def shard_model(
     return model
 
 
+def reshard(model: nn.Module) -> None:
+    """Frees what is still gathered, which would go on to be used where this rank's part is overwritten."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -21,6 +21,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from distrib.errors import ConfigError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -91,12 +93,28 @@ class Strategy(ABC):
     def load(self, reader: StateReader) -> None:
         """Takes weights and optimizer state from ``reader``, reading only what this rank holds."""
 
+    def weights(self) -> Mapping[str, Tensor]:
+        """What this rank holds of every trained parameter, by plain name: the tensors themselves.
+
+        For a strategy made around this one, which may overwrite them between two steps. Raises
+        `ConfigError` where an engine keeps them to itself.
+        """
+        remedy = "keeps its weights to itself; use Single, DDP or FSDP"
+        raise ConfigError("strategy.inner", type(self).__name__, remedy)
+
     def live_step(self) -> int | None:
         """Steps done by the job that this rank has joined, whose state it holds already; None: no such job.
 
         Asked where training begins, on every rank alike. Where there is a number, no checkpoint is loaded.
         """
         return None
+
+    def current_world(self, world: World) -> World:
+        """Where this rank is now, which began as ``world``: an elastic engine's ranks change.
+
+        Asked where training begins, like `live_step`.
+        """
+        return world
 
     def measures(self) -> Mapping[str, float]:
         """What this rank has measured of the strategy's own working since it was last asked, by name.

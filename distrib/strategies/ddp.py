@@ -130,6 +130,9 @@ class DDP(Strategy):
         if self._powersgd is not None:
             self._powersgd.load(reader)
 
+    def weights(self) -> Mapping[str, Tensor]:
+        return self._replica.weights()
+
     def close(self) -> None:
         import torch.distributed as dist
 

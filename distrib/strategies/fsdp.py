@@ -135,6 +135,12 @@ class FSDP(Strategy):
 
         self._replica.load(reader, load_state=load_sharded)
 
+    def weights(self) -> Mapping[str, Tensor]:
+        from distrib.parallel.sharded import local, reshard
+
+        reshard(self._replica.module)
+        return {name: local(weight) for name, weight in self._replica.weights().items()}
+
     def close(self) -> None:
         import torch.distributed as dist
 

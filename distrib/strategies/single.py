@@ -54,5 +54,8 @@ class Single(Strategy):
     def load(self, reader: StateReader) -> None:
         self._replica.load(reader)
 
+    def weights(self) -> Mapping[str, Tensor]:
+        return self._replica.weights()
+
     def close(self) -> None:
         self.__dict__.pop("_replica", None)

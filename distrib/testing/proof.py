@@ -123,6 +123,8 @@ class Proof:
     max_grad_norm: float | None = 0.5
     lr: float = 3e-3
     momentum_sgd: bool = False
+    momentum: float = 0.9
+    """Of ``momentum_sgd``."""
     load_from: str | None = None
     save_to: str | None = None
     nan_at: tuple[int, int] | None = None
@@ -154,7 +156,7 @@ def job_for(proof: Proof) -> Job:
     def build_optimizer(parameters: Any) -> torch.optim.Optimizer:
         tensors = [tensor for _, tensor in parameters]
         if proof.momentum_sgd:
-            return torch.optim.SGD(tensors, lr=1.0, momentum=0.9)
+            return torch.optim.SGD(tensors, lr=1.0, momentum=proof.momentum)
         return torch.optim.AdamW(tensors, lr=1.0, weight_decay=0.1, fused=True)
 
     def poisoned_loss(model: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:

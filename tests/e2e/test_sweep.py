@@ -41,7 +41,7 @@ def environment() -> dict[str, str]:
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
-    kept: list[dict[str, Any]] = json.loads((folder / "multirun/latest/sweep.json").read_text())
+    kept: list[dict[str, Any]] = json.loads((folder / "multirun/latest/sweep.json").read_text())["trials"]
     return kept
 
 
@@ -84,7 +84,7 @@ def test_torchrun_makes_one_sweep_tree(tmp_path: Path, words: list[str]) -> None
     )
     assert ended.returncode != 0
     (root,) = [path for path in (tmp_path / "multirun/tiny").iterdir() if path.is_dir()]
-    assert sorted(path.name for path in root.iterdir()) == ["0", "1", "sweep.json"]
+    assert sorted(path.name for path in root.iterdir()) == ["0", "1", "sweep.html", "sweep.json"]
     assert [result["status"] for result in results(tmp_path)] == ["failed", "done"]
     assert json.loads((root / "1" / "summary.json").read_text())["world_size"] == 2
     assert f"sweep directory   {root}" in ended.stdout

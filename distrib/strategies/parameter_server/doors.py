@@ -1,4 +1,8 @@
-"""How workers and servers find each other: a process group per pair, opened with the job's token."""
+"""How workers and servers find each other: a process group per pair, opened with the job's token.
+
+Both sides show that they know it before anything else is sent. As everywhere, a job that nobody gave a
+token to trusts its network (`distrib.sealed`).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from distrib.errors import LaunchError
-from distrib.rendezvous import job_token, pair
+from distrib.rendezvous import pair
 from distrib.strategies.parameter_server.session import Session
 
 if TYPE_CHECKING:
@@ -24,7 +28,6 @@ class Doors:
 
     def __init__(self, world: World, *, num_workers: int, limit: float) -> None:
         self._world, self._num_workers, self._limit = world, num_workers, limit
-        self._token = job_token(world)
 
     def open(self, other: int, *, number: int = 0) -> Session:
         """A session with rank ``other``, which opens it too; ``number`` tells a restart's from the last.
@@ -46,7 +49,7 @@ class Doors:
         return session
 
     def _proof(self, name: str, side: int) -> bytes:
-        return hmac.digest(self._token.encode(), f"{name}/{side}".encode(), "sha256")
+        return hmac.digest(self._world.token.encode(), f"{name}/{side}".encode(), "sha256")
 
     def knock(self) -> None:
         """Asks the servers to open for this worker, which was started again."""
