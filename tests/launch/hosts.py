@@ -150,14 +150,14 @@ class Hosts:
         listed = "".join(f"{address} {name}\n::ffff:{address} {name}\n" for name, address in names)
         (self.folder / "etc-hosts").write_text(f"127.0.0.1 localhost\n{listed}")
         variables = " ".join(f'"{name}={value}"' for name, value in self.variables.items())
-        (self.folder / "sshd_config").write_text(SSHD_CONFIG.format(folder=self.folder, variables=variables))
+        (self.folder / "sshd_config").write_text(
+            SSHD_CONFIG.format(folder=self.folder, variables=variables)
+        )
 
     def _switch(self) -> None:
         switch = f"{self.prefix}-sw"
         run("ip", "netns", "add", switch)
-        run(
-            "ip", "-n", switch, "link", "add", "br0", "type", "bridge", "stp_state", "0", "forward_delay", "0"
-        )
+        run("ip", "-n", switch, "link", "add", "br0", "type", "bridge", "stp_state", "0", "forward_delay", "0")
         run("ip", "-n", switch, "link", "set", "br0", "up")
 
     def _wire(self, number: int) -> None:
@@ -189,14 +189,14 @@ class Hosts:
             assert unshare.poll() is None, f"{name} did not start"
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        return Host(name=name, address=f"{self.subnet}.{number}", unshare=unshare, init=children[0].pid)
+        return Host(
+            name=name, address=f"{self.subnet}.{number}", unshare=unshare, init=children[0].pid
+        )
 
     def _wait_for_ssh(self) -> None:
         deadline = time.monotonic() + 30
         for host in self.all:
-            while subprocess.run(
-                self.all[0].inside("ssh", host.name, "true"), capture_output=True
-            ).returncode:
+            while subprocess.run(self.all[0].inside("ssh", host.name, "true"), capture_output=True).returncode:
                 assert time.monotonic() < deadline, f"{host.name} does not answer"
                 time.sleep(0.1)
 
