@@ -9,6 +9,7 @@ dead and wakes up again can send nothing more.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +24,9 @@ from distrib.errors import LaunchError, PeerLostError
 NUM_NUMBERS = 8
 HEADER, BODY, PUSH, PULL = range(4)
 """Tags; buckets have tags of their own above `PUSH` and `PULL`."""
+
+GLOO_WORDS = re.compile(r"\[/\S+\] |\. This is typically.*")
+"""Where in gloo's sources an error was raised, and its advice."""
 
 
 class Op(IntEnum):
@@ -151,7 +155,7 @@ class Session:
                 f"{self.peer} has been silent for {seconds:g} s: stopped, cut off, or slower than the time "
                 "limit (strategy.silent_after, else timeouts.collective)"
             )
-        return PeerLostError(f"lost {self.peer}: {text.splitlines()[0]}")
+        return PeerLostError(f"lost {self.peer}: {GLOO_WORDS.sub('', text.splitlines()[0])}")
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
