@@ -22,7 +22,7 @@ from distrib.errors import ConfigError, DistribError, LaunchError, PeerLostError
 from distrib.sealed import opened, room, sealed
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]
+    from torch.distributed import ProcessGroup, ProcessGroupGloo, Store  # type: ignore[attr-defined]
 
     from distrib.world import World
 
@@ -48,6 +48,8 @@ def meet(world: World, *, timeout: float, digest: str, settings: Mapping[str, An
         digest: equal on all ranks that were started alike.
         settings: what the digest is of, by dotted key, to say what differs.
 
+    A rank that was started again (``world.rejoin``) waits for nobody.
+
     Raises `LaunchError` on every waiting rank where ranks are missing, naming them, and `ConfigError`
     on every rank where digests differ. A world of one has nobody to meet and keeps no store.
     """
@@ -68,6 +70,8 @@ def meet(world: World, *, timeout: float, digest: str, settings: Mapping[str, An
         if world.rank == 0:
             refusal = _judge(store, world, deadline=deadline, timeout=timeout)
             _announce(store, world, refusal)
+        elif world.rejoin:
+            refusal = _enter(store, world, digest=digest, deadline=deadline, timeout=timeout)
         else:
             refusal = _hear(store, world, deadline=deadline + LATE_SECONDS, timeout=timeout)
     if refusal is not None:
@@ -151,6 +155,30 @@ def process_group(world: World, *, backend: str | None = None) -> None:
         )
         if world.check_collectives and world.size > 1:
             start_checking(world, dist.PrefixStore("checked", store))  # type: ignore[attr-defined]
+
+
+def pair(world: World, name: str, *, rank: int, peer: str) -> ProcessGroupGloo:
+    """A process group of two ranks alone, besides torch's default one; gloo, for tensors on the CPU.
+
+    Args:
+        world: with the store that `meet` gave it.
+        name: the same on both sides, and never used twice.
+        rank: 0 or 1.
+        peer: the other side, in words.
+
+    Raises `LaunchError` where the other side does not come within ``world.collective_timeout`` seconds.
+    """
+    from torch.distributed import PrefixStore, ProcessGroupGloo  # type: ignore[attr-defined]
+
+    _stay_on_this_machine(world)
+    store = PrefixStore(f"pair/{name}", world.store)
+    limit = timedelta(seconds=world.collective_timeout)
+    with _translated(world):
+        try:
+            return ProcessGroupGloo(store, rank, 2, limit)
+        except RuntimeError as error:
+            first = str(error).splitlines()[0]
+            raise PeerLostError(f"rank {world.rank} did not reach {peer}: {first}") from error
 
 
 def side_group(world: World, name: str, *, rank: int, size: int) -> ProcessGroup:
@@ -243,6 +271,18 @@ def _hear(store: Store, world: World, *, deadline: float, timeout: float) -> Dis
     refusal = _from_json(json.loads(_told(store, world, "verdict")))
     if refusal is not None:
         store.set(f"heard/{world.rank}", "")
+    return refusal
+
+
+def _enter(
+    store: Store, world: World, *, digest: str, deadline: float, timeout: float
+) -> DistribError | None:
+    """A rank that was started again: the others met long ago, and it must be of the same run as they."""
+    refusal = _hear(store, world, deadline=deadline, timeout=timeout)
+    first = json.loads(_told(store, world, "rank/0"))
+    if refusal is None and first["digest"] != digest:
+        remedy = f"rank {world.rank} may join the running job with the settings that this was started with"
+        return ConfigError("configuration", f"not that of rank 0 on {first['host']}", remedy)
     return refusal
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from distrib.config import Target
 
+SERVES = "distrib.strategies.parameter_server.ParameterServer"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
@@ -21,6 +23,16 @@ class Candidate:
     refused: tuple[str, ...] = ("fp16",)
     """On a CPU, by name, before anything is sent."""
 
+    @property
+    def num_servers(self) -> int:
+        """Ranks that train nothing."""
+        return int(self.target.get("num_servers", 1)) if self.target["_target_"] == SERVES else 0
+
+
+PARAMETER_SERVER = {
+    "_target_": SERVES,
+    "bucket_mb": 0.01,  # several buckets even of a tiny model
+}
 
 CANDIDATES = [
     Candidate(name="single", target={"_target_": "distrib.strategies.single.Single"}, sizes=(1,)),
@@ -41,4 +53,6 @@ CANDIDATES = [
         )
         for stage in (1, 2, 3)
     ],
+    Candidate(name="ps", target=PARAMETER_SERVER, sizes=(2, 3, 4)),
+    Candidate(name="ps-2-servers", target={**PARAMETER_SERVER, "num_servers": 2}, sizes=(3, 4)),
 ]
