@@ -98,6 +98,26 @@ def agree(world: World, key: str, value: str | None = None, *, timeout: float = 
         return _told(world.store, world, name)
 
 
+def remember(world: World, key: str, value: str) -> None:
+    """Keeps ``value`` for later attempts of the job while the store lives, which torchrun may serve."""
+    if world.store is not None:
+        _tell(_lasting(world), world, key, value)
+
+
+def recall(world: World, key: str) -> str | None:
+    """What an earlier attempt kept; None where there was none."""
+    if world.store is None or not _lasting(world).check([key]):
+        return None
+    return _told(_lasting(world), world, key)
+
+
+def _lasting(world: World) -> Store:
+    """The job's place at the store, shared by its attempts."""
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    return PrefixStore(f"distrib/{room(world.token)}/kept", world.store.underlying_store)
+
+
 def process_group(world: World, *, backend: str | None = None) -> None:
     """Makes torch's default process group of all ranks of ``world``, anew each time it is called.
 
@@ -111,7 +131,7 @@ def process_group(world: World, *, backend: str | None = None) -> None:
     """
     import torch.distributed as dist
 
-    from distrib.diagnosis.checked import checking
+    from distrib.diagnosis.checked import start_checking
     from distrib.diagnosis.collectives import record
 
     record()
@@ -125,7 +145,7 @@ def process_group(world: World, *, backend: str | None = None) -> None:
         # A number of its own, because addresses of a closed group must not be read by the next.
         turn = world.store.add(f"groups/{world.rank}", 1)
         store = dist.PrefixStore(f"group/{turn}", world.store)  # type: ignore[attr-defined]
-    with _translated(world), checking(world.check_collectives and world.size > 1):
+    with _translated(world):
         dist.init_process_group(
             backend or ("cpu:gloo,cuda:nccl" if world.device.startswith("cuda") else "gloo"),
             store=store,
@@ -133,6 +153,8 @@ def process_group(world: World, *, backend: str | None = None) -> None:
             world_size=world.size,
             timeout=timedelta(seconds=world.collective_timeout),
         )
+        if world.check_collectives and world.size > 1:
+            start_checking(world, dist.PrefixStore("checked", store))  # type: ignore[attr-defined]
 
 
 def pair(world: World, name: str, *, rank: int, peer: str) -> ProcessGroupGloo:

@@ -56,11 +56,15 @@ def describe(config: RunConfig, run_dir: Path) -> Iterator[str]:
     yield to_yaml(config)
     yield from accumulation(config.train, processes=launcher.num_processes * launcher.num_nodes)
     yield ""
-    commands = launcher.plan(_plan(config, run_dir))
+    plan = _plan(config, run_dir)
+    for name, text in launcher.files(plan).items():
+        yield f"{run_dir / name}:\n{text}"
+    commands = launcher.plan(plan)
     yield f"{len(commands)} command{'s' if len(commands) > 1 else ''}:"
     for command in commands:
         environment = [f"{name}={value}" for name, value in sorted(command.env.items())]
-        yield f"  rank {command.rank} on {command.host}:  {shlex.join([*environment, *command.argv])}"
+        who = command.program or f"rank {command.rank}"
+        yield f"  {who} on {command.host}:  {shlex.join([*environment, *command.argv])}"
 
 
 def accumulation(train: TrainConfig, *, processes: int) -> Iterator[str]:

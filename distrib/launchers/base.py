@@ -76,6 +76,10 @@ class Launcher(ABC):
     def plan(self, plan: LaunchPlan) -> list[Command]:
         """The commands of a job, in order of rank: pure, so that it can be printed and compared."""
 
+    def files(self, plan: LaunchPlan) -> Mapping[str, str]:
+        """What `launch` first writes into the run directory, by name: pure as well."""
+        return {}
+
     @abstractmethod
     def launch(self, plan: LaunchPlan, *, server: ForkServer | None = None) -> int:
         """Runs the job to its end and returns its exit code; leaves no process behind.

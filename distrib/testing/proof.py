@@ -208,7 +208,7 @@ def _steps(strategy: Strategy, world: World, proof: Proof) -> Trajectory:
     losses, norms, updated = [], [], []
     for step in range(proof.first_step, proof.steps):
         everything = global_batch(proof, step)
-        mine = list(strategy.shard.take(everything)) or [everything[0].ghost()]
+        mine = list(strategy.shard.take(everything, step=step)) or [everything[0].ghost()]
         result = strategy.train_step(mine, step)
         total = strategy.reduce({"loss": result.loss})["loss"].item()
         losses.append(total / everything[0].step_targets)

@@ -11,12 +11,17 @@ SERVES = "distrib.strategies.parameter_server.ParameterServer"
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A strategy, the world sizes it is tried at and the precisions its engine takes."""
+    """A strategy, and what the tests hold it to. `matrix.py` makes the README's table of it."""
 
     name: str
     target: Target
     sizes: tuple[int, ...] = (1, 2, 3, 4)
     precisions: tuple[str, ...] = ("fp64", "fp32")
+    """In which it equals one process."""
+    rounded: tuple[str, ...] = ("bf16",)
+    """In which only the order of sums differs, of numbers that are rounded alike."""
+    refused: tuple[str, ...] = ("fp16",)
+    """On a CPU, by name, before anything is sent."""
 
     @property
     def num_servers(self) -> int:
@@ -44,6 +49,7 @@ CANDIDATES = [
             name=f"zero{stage}",
             target={"_target_": "distrib.strategies.deepspeed.DeepSpeed", "stage": stage},
             precisions=("fp32",),
+            refused=("fp64", "fp16"),
         )
         for stage in (1, 2, 3)
     ],

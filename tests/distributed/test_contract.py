@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from matrix import current, table
 from strategies import CANDIDATES, Candidate
 
+from distrib.errors import ConfigError
 from distrib.strategies.base import Strategy
 from distrib.testing.proof import Proof, Trajectory, initial_weights, largest_difference, train
 from distrib.testing.workers import Workers
@@ -182,6 +184,60 @@ def test_nan_on_one_rank_skips_the_step_on_all(workers: Workers, candidate: Cand
     assert difference <= WEIGHT_BOUND[precision]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("candidate", "precision"),
+    [pytest.param(c, precision, id=f"{precision}-{c.name}") for c in CANDIDATES for precision in c.rounded],
+)
+def test_autocast_is_that_of_one_process(workers: Workers, candidate: Candidate, precision: str) -> None:
+    """Each microbatch is rounded as in one process, so losses differ by less than one rounding of them."""
+    proof = Proof(strategy=candidate.target, precision=precision, steps=10)
+    ours = trained(workers.run(train, proof, size=several(candidate)))
+    theirs = reference(hashable(proof))
+    assert ours[0].losses == pytest.approx(theirs.losses, abs=2e-3, rel=0)
+    exact = reference(hashable(dataclasses.replace(proof, precision="fp32")))
+    assert abs(ours[0].losses[0] - exact.losses[0]) > 1e-5, "nothing was rounded"
+    assert {tensor.dtype for tensor in ours[0].weights.values()} == {torch.float32}
+
+
+def several(candidate: Candidate) -> int:
+    """The smallest job of more than one process, where it can have one."""
+    return next((size for size in candidate.sizes if size > 1), 1)
+
+
+def refusal(world: World, proof: Proof) -> str:
+    from distrib.targets import build
+    from distrib.testing.proof import job_for
+
+    strategy = build(proof.strategy, key="strategy", plugins=())
+    try:
+        strategy.setup(job_for(proof), world)
+    except ConfigError as error:
+        return f"{error.key}={error.value}"
+    finally:
+        strategy.close()
+    return "set up"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("candidate", "precision"),
+    [pytest.param(c, precision, id=f"{precision}-{c.name}") for c in CANDIDATES for precision in c.refused],
+)
+def test_a_precision_it_does_not_have_is_refused(
+    workers: Workers, candidate: Candidate, precision: str
+) -> None:
+    """By its key and value, on every rank."""
+    size = several(candidate)
+    proof = Proof(strategy=candidate.target, precision=precision)
+    assert workers.run(refusal, proof, size=size) == [f"precision={precision}"] * size
+
+
+def test_the_table_in_the_readme_is_that_of_the_tests() -> None:
+    """What the README says each strategy can do is what is tried here, and what the benchmarks measured."""
+    assert current() == table(), "run: python tests/distributed/matrix.py"
+
+
 def lifecycle(world: World, proof: Proof) -> tuple[bool, int, list[float]] | None:
     """Close before setup, twice after; gradients left after a step; sums reduced."""
     from distrib.targets import build
@@ -202,7 +258,7 @@ def one_step(strategy: Strategy, proof: Proof) -> tuple[bool, int, list[float]]:
 
     before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
     everything = global_batch(proof, 0)
-    strategy.train_step(list(strategy.shard.take(everything)) or [everything[0].ghost()], 0)
+    strategy.train_step(list(strategy.shard.take(everything, step=0)) or [everything[0].ghost()], 0)
     import gc
 
     gradients = sum(

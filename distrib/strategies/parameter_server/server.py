@@ -147,10 +147,16 @@ class Desk:
         with self._hall.changed:
             self._hall.wait_for(lambda: self._hall.rules.may_go_on(push, version=self._hall.version or 0))
             weights = self._weights_for(push)
-            result = self._hall.result
-            numbers = (self._hall.version or 0, result.norm, result.loss, result.updated, self._hall.stop_at)
+            numbers = (self._hall.version or 0, *self._result_of(push), self._hall.stop_at)
         self._session.tell(Op.STEP, *numbers)
         self._send_buckets(weights)
+
+    def _result_of(self, push: Push) -> tuple[float, float, bool]:
+        """Norm, loss and whether there was an update; of a step still to be finished, what is known of it."""
+        result = self._hall.result
+        if push.applied:
+            return result.norm, result.loss, result.updated
+        return result.norm, push.loss * push.step_targets / max(push.targets, 1.0), True
 
     def _weights_for(self, push: Push) -> Tensor:
         """What answers a push: a copy, because the next update may be made while it is on its way."""
