@@ -15,7 +15,7 @@ from forked import Fault, JobPlan
 
 from distrib.core import IGNORED
 from distrib.strategies.single import Single
-from distrib.testing.proof import Proof, global_batch, job_for
+from distrib.testing.proof import Proof, examples, global_batch, job_for
 from distrib.world import World
 
 Outcome = dict[str, Any]
@@ -130,14 +130,13 @@ def test_fewer_than_min_workers_end_the_job(outcomes: dict[str, Outcome]) -> Non
 
 
 def test_a_killed_server_is_noticed(outcomes: dict[str, Outcome]) -> None:
-    """Workers and the other server end within a moment, and name it (seen: 0.1 s)."""
+    """Workers and the other server end within a moment, and it is named (seen: 0.08 s)."""
     outcome = outcomes["server killed"]
     struck = outcome["faults"][0]["at"]
-    for rank in (0, 1, 2):
-        (failed,) = events(outcome, rank, "failed")
-        assert "lost server rank 3" in failed["text"] or "lost server rank 2" in failed["text"]
-        assert failed["at"] - struck < 15
-    assert "lost server rank 3" in events(outcome, 2, "failed")[0]["text"]
+    ends = [events(outcome, rank, "failed")[0] for rank in (0, 1, 2)]
+    assert {end["kind"] for end in ends} == {"PeerLostError"}
+    assert any("lost server rank 3" in end["text"] for end in ends)
+    assert max(end["at"] for end in ends) - struck < 15
 
 
 @pytest.mark.parametrize("name", ["async joined", "sync joined"])
@@ -154,7 +153,7 @@ def test_a_worker_comes_back(outcomes: dict[str, Outcome], name: str) -> None:
     assert begun == [*range(4), *range(joined, 60)]
     zero, one = (events(outcome, rank, "evaluated")[0] for rank in (0, 1))
     assert zero["loss"] == one["loss"]
-    assert zero["targets"] == 234
+    assert zero["targets"] == sum(len(sequence) - 1 for sequence in examples())
 
 
 def test_a_stopped_worker_is_given_up_by_name(outcomes: dict[str, Outcome]) -> None:

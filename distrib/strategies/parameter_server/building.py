@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from distrib.core import Job
+from distrib.errors import ConfigError
 from distrib.parallel.replica import Replica
 from distrib.strategies.parameter_server.agreement import Agreement
+from distrib.strategies.parameter_server.averaging import Averaging
 from distrib.strategies.parameter_server.doors import Doors
 from distrib.strategies.parameter_server.hall import Hall
 from distrib.strategies.parameter_server.layout import Layout, in_forward_order, make_layout
 from distrib.strategies.parameter_server.part import Part
-from distrib.strategies.parameter_server.rules import Bounded, Rules, Unbounded
+from distrib.strategies.parameter_server.rules import Averaged, Bounded, Elastic, Rules, Unbounded
 from distrib.strategies.parameter_server.server import Server
+from distrib.strategies.parameter_server.updates import Alone, Centre, Mean, Summed, Update
 from distrib.strategies.parameter_server.worker import Worker
 from distrib.world import World
 
@@ -34,17 +38,25 @@ def worker(options: ParameterServer, job: Job, world: World) -> Worker:
     if world.rejoin:
         doors.knock()
     num_workers = world.size - options.num_servers
-    built = Worker(
+    built = _kind(options, job, num_workers=num_workers)(
         job,
         replica,
         _layout(options, parameters),
         parameters=parameters,
         sessions=[doors.open(rank, number=world.rejoin) for rank in range(num_workers, world.size)],
         num_workers=num_workers,
-        own_norm=options.mode == "async",
     )
     built.wait_in_forward(users)
     return built
+
+
+def _kind(options: ParameterServer, job: Job, *, num_workers: int) -> Callable[..., Worker]:
+    if options.mode != "average":
+        return partial(Worker, own_norm=options.mode == "async")
+    if job.num_microbatches < num_workers:
+        remedy = f"leaves some of {num_workers} workers nothing to train on; lower train.microbatch_size"
+        raise ConfigError("strategy.mode", options.mode, f"{job.num_microbatches} microbatches: {remedy}")
+    return partial(Averaging, stride=options.average_every, elastic=options.elastic is not None)
 
 
 def server(options: ParameterServer, job: Job, world: World) -> Server:
@@ -68,7 +80,17 @@ def server(options: ParameterServer, job: Job, world: World) -> Server:
     )
     doors = _doors(options, world, patience=1.0)
     agreement = _agreement(doors, world, num_workers=num_workers)
-    return Server(job, part, hall, doors=doors, agreement=agreement, damping=options.damping)
+    return Server(part, hall, doors=doors, update=_update(options, part, hall, agreement))
+
+
+def _update(options: ParameterServer, part: Part, hall: Hall, agreement: Agreement) -> Update:
+    if options.mode == "async":
+        return Alone(part, hall, damping=options.damping)
+    if options.mode != "average":
+        return Summed(part, hall, agreement)
+    return (
+        Mean(part, hall, agreement) if options.elastic is None else Centre(part, hall, share=options.elastic)
+    )
 
 
 def _agreement(doors: Doors, world: World, *, num_workers: int) -> Agreement:
@@ -94,4 +116,7 @@ def _layout(options: ParameterServer, parameters: dict[str, nn.Parameter]) -> La
 def _rules(options: ParameterServer) -> Rules:
     if options.mode == "async":
         return Unbounded()
+    if options.mode == "average":
+        kind = Averaged if options.elastic is None else Elastic
+        return kind(stride=options.average_every)
     return Bounded(staleness=options.staleness if options.mode == "stale" else 0)

@@ -53,6 +53,7 @@ class Hall:
         self.lost: dict[int, str] = {}
         self.pushes: list[Push] = []
         self.version: int | None = None
+        self._first = 0
         self.result = Result()
         self.failure: BaseException | None = None
         self._meetings: dict[tuple[int, int], Meeting] = {}
@@ -76,7 +77,8 @@ class Hall:
     def push(self, push: Push) -> None:
         """Takes a worker's push; one of a step that is over comes too late and counts as done."""
         if self.version is None:
-            self.version = push.step if self.rules.collective else 0
+            self.version = self._first = push.step if self.rules.collective else 0
+        push.base = max(push.base, self._first)
         self.seats[push.rank].clock = push.step + 1
         if self.rules.collective and push.step < self.version:
             push.applied = True
@@ -96,7 +98,7 @@ class Hall:
         for push in over:
             push.applied = True
         self.pushes = [push for push in self.pushes if not push.applied]
-        self.version += 1
+        self.version += self.rules.stride
         self.result = result
 
     def leave(self, rank: int) -> None:

@@ -28,6 +28,8 @@ class Push:
     """Of the worker's whole gradient, where the mode needs it."""
     touched: frozenset[str]
     """Parameters that have a gradient."""
+    answer: Tensor | None = None
+    """What the worker is sent in place of the weights."""
     applied: bool = False
 
 
@@ -65,7 +67,8 @@ class Bounded:
     step t - staleness. With a staleness of 0 this is bulk-synchronous.
     """
 
-    stride, collective = 1, True
+    collective = True
+    stride = 1
 
     def __init__(self, *, staleness: int) -> None:
         self.staleness = staleness
@@ -83,7 +86,8 @@ class Bounded:
 class Unbounded:
     """An update per push, at once; nobody waits for anybody."""
 
-    stride, collective = 1, False
+    collective = False
+    stride = 1
 
     def due(self, pushes: Sequence[Push], seats: Mapping[int, Seat], *, version: int) -> list[Push]:
         """The oldest."""
@@ -91,3 +95,21 @@ class Unbounded:
 
     def may_go_on(self, push: Push, *, version: int) -> bool:
         return push.applied
+
+
+class Averaged(Bounded):
+    """A mean of all workers' parameters every ``stride`` steps."""
+
+    def __init__(self, *, stride: int) -> None:
+        super().__init__(staleness=0)
+        self.stride = stride
+
+    def may_go_on(self, push: Push, *, version: int) -> bool:
+        return version > push.step
+
+
+class Elastic(Unbounded):
+    """An exchange with the centre whenever a worker has made ``stride`` steps."""
+
+    def __init__(self, *, stride: int) -> None:
+        self.stride = stride

@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.distributed import DistError
 
-from distrib.core import Job
 from distrib.errors import LaunchError
-from distrib.strategies.parameter_server.agreement import Agreement
 from distrib.strategies.parameter_server.doors import Doors
-from distrib.strategies.parameter_server.facts import Facts
-from distrib.strategies.parameter_server.hall import EndedError, Hall, Result
+from distrib.strategies.parameter_server.hall import EndedError, Hall
 from distrib.strategies.parameter_server.part import Part
 from distrib.strategies.parameter_server.rules import Push
 from distrib.strategies.parameter_server.session import PULL, PUSH, Message, Op, Session, as_bytes
+from distrib.strategies.parameter_server.updates import Update
 
 LOOK_SECONDS = 0.1
 """How often a server that lacks a worker looks whether it has been started again."""
 
 
 class Server:
-    """Holds one `Part`, and serves until every worker has left.
+    """Holds one `Part`, and serves until every worker has left."""
 
-    Args:
-        damping: divides the learning rate of a late push, where the mode makes an update per push.
-    """
-
-    def __init__(
-        self, job: Job, part: Part, hall: Hall, *, doors: Doors, agreement: Agreement, damping: bool
-    ) -> None:
-        self.job, self.part, self.hall = job, part, hall
-        self._doors, self._agreement, self._damping = doors, agreement, damping
+    def __init__(self, part: Part, hall: Hall, *, doors: Doors, update: Update) -> None:
+        self.part, self.hall, self.facts = part, hall, update.facts
+        self._doors, self._make_update = doors, update
         self._names = [name for bucket in part.layout.buckets for name in bucket.starts]
-        self._sum = torch.empty_like(part.vector)
         self._restarts = dict.fromkeys(range(hall.num_workers), 0)
-        self.facts = Facts()
 
     def serve(self) -> None:
         """Returns when all workers have left. Raises what made it impossible to go on."""
@@ -97,72 +86,9 @@ class Server:
 
     def _update(self, pushes: list[Push]) -> None:
         began = time.perf_counter()
-        if self.hall.rules.collective:
-            self._update_together(pushes)
-        else:
-            self._update_alone(pushes[0])
-        self.facts.busy += time.perf_counter() - began
-
-    def _update_together(self, pushes: list[Push]) -> None:
-        """One update by the sum of the workers' gradients, added up in the order of their ranks.
-
-        Where a worker is missing, its targets are too: the sum is divided by those that are there.
-        """
-        by_rank = {push.rank: push for push in pushes}
-
-        def squared_norm(ranks: Collection[int]) -> float:
-            self._add_up([by_rank[rank] for rank in sorted(ranks)])
-            return self.part.squared_norm(self._sum, touched=_touched(pushes))
-
-        ranks, square = self._agreement.settle(by_rank.keys(), squared_norm=squared_norm)
-        used = [by_rank[rank] for rank in ranks]
-        version = pushes[0].step
-        norm = math.sqrt(square)
-        loss = sum(push.loss for push in used) * self._factor(used)
-        with self.hall.told():
-            updated = bool(used) and self.part.update(
-                self._sum, touched=_touched(used), norm=norm, lr=self.job.lr(version)
-            )
-            for push in used:
-                self.facts.staleness(version - push.base)
-            self.hall.finish(pushes, Result(norm=norm, loss=loss, updated=updated))
-
-    def _add_up(self, pushes: list[Push]) -> None:
-        self._sum.zero_() if not pushes else self._sum.copy_(pushes[0].vector)
-        for push in pushes[1:]:
-            self._sum += push.vector
-        factor = self._factor(pushes)
-        if factor != 1.0:
-            self._sum *= factor
-
-    def _factor(self, pushes: list[Push]) -> float:
-        """What makes the gradient of some workers that of the mean over their own targets."""
-        if len(pushes) == self.hall.num_workers:
-            return 1.0
-        return pushes[0].step_targets / max(sum(push.targets for push in pushes), 1.0) if pushes else 1.0
-
-    def _update_alone(self, push: Push) -> None:
-        """One update by one worker's gradient, the mean over its own targets.
-
-        Its learning rate is the step's times its share of the step's targets, so that the pushes of one
-        step together move the weights as far as one synchronous update.
-        """
-        assert self.hall.version is not None
-        staleness = self.hall.version - push.base
-        share = push.targets / push.step_targets
-        lr, updated = self.job.lr(push.step) * share / self._damp(staleness), True
-        with self.hall.told():
-            if share:
-                push.vector /= share
-                updated = self.part.update(push.vector, touched=push.touched, norm=push.norm / share, lr=lr)
-            self.facts.staleness(staleness)
-            loss = push.loss / share if share else 0.0
-            norm = push.norm / share if share else push.norm
-            self.hall.finish([push], Result(norm=norm, loss=loss, updated=updated))
-
-    def _damp(self, staleness: int) -> float:
-        """How many times more stale a push is than when all workers are equally fast, where that counts."""
-        return max(1.0, (staleness + 1) / len(self.hall.seats)) if self._damping else 1.0
+        self._make_update(pushes)
+        with self.hall.changed:
+            self.facts.busy += time.perf_counter() - began
 
     def names(self, mask: Tensor) -> frozenset[str]:
         """The parameters a worker's mask names."""
@@ -172,10 +98,6 @@ class Server:
     def num_parameters(self) -> int:
         """Of the whole model."""
         return len(self._names)
-
-
-def _touched(pushes: list[Push]) -> frozenset[str]:
-    return frozenset().union(*(push.touched for push in pushes))
 
 
 class Desk:
@@ -224,15 +146,24 @@ class Desk:
             self._hall.push(push)
         with self._hall.changed:
             self._hall.wait_for(lambda: self._hall.rules.may_go_on(push, version=self._hall.version or 0))
-            self._spare = vector if push.applied else None
-            # A copy: the next update may be made while this one is still on its way.
-            weights = (
-                self._part.vector.clone() if self._spare is None else self._spare.copy_(self._part.vector)
-            )
-            result = self._hall.result
-            numbers = (self._hall.version or 0, result.norm, result.loss, result.updated, self._hall.stop_at)
+            weights = self._weights_for(push)
+            numbers = (self._hall.version or 0, *self._result_of(push), self._hall.stop_at)
         self._session.tell(Op.STEP, *numbers)
         self._send_buckets(weights)
+
+    def _result_of(self, push: Push) -> tuple[float, float, bool]:
+        """Norm, loss and whether there was an update; of a step still to be finished, what is known of it."""
+        result = self._hall.result
+        if push.applied:
+            return result.norm, result.loss, result.updated
+        return result.norm, push.loss * push.step_targets / max(push.targets, 1.0), True
+
+    def _weights_for(self, push: Push) -> Tensor:
+        """What answers a push: a copy, because the next update may be made while it is on its way."""
+        if push.answer is not None:
+            return push.answer
+        self._spare = push.vector if push.applied else None
+        return self._part.vector.clone() if self._spare is None else self._spare.copy_(self._part.vector)
 
     def _fetch(self, message: Message) -> None:
         with self._hall.changed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from torch import Tensor
 from distrib.parallel.state import entry, named_weights
 from distrib.state import Entry, StateReader, StateWriter
 from distrib.strategies.parameter_server.session import Op, as_bytes
-from distrib.strategies.parameter_server.worker import Worker
+
+if TYPE_CHECKING:
+    from distrib.strategies.parameter_server.worker import Worker
 
 Slots = dict[str, dict[str, tuple[bool, str]]]
 """By parameter and slot: whether the slot is cut as the parameter is, and its type."""
@@ -49,22 +52,22 @@ def _gather(worker: Worker, name: str, slot: str, *, shape: tuple[int, ...], dty
     return whole
 
 
-def load(worker: Worker, reader: StateReader, *, leads: bool) -> None:
-    """Copies a checkpoint into the model and, from the worker that leads, to the servers.
+def load_weights(worker: Worker, reader: StateReader) -> None:
+    """Copies a checkpoint's weights into the model.
 
     Raises `CheckpointError` when the checkpoint is of another model.
     """
-    worker.settle()
     weights = named_weights(worker.replica.module)
     reader.check_model({name: tensor.shape for name, tensor in weights.items()})
     with torch.no_grad():
         for name, tensor in weights.items():
             tensor.copy_(reader.read("model", name))
-    if not leads:
-        return
+
+
+def load_optimizer(worker: Worker, reader: StateReader) -> None:
+    """Sends a checkpoint's optimizer state to the servers."""
     for full_name in sorted(reader.names("optimizer")):
         _put(worker, reader, full_name)
-    worker.place()
 
 
 def _put(worker: Worker, reader: StateReader, full_name: str) -> None:

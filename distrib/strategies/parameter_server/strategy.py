@@ -38,10 +38,21 @@ class ParameterServer(Strategy):
             ``async`` **changes the result**: each worker's gradient makes an update of its own, at once;
             no worker waits for another, and nothing bounds how old the weights were that it was
             computed from. Its learning rate is the step's times its share of the step's targets.
+            ``average`` **changes the result**: a worker makes optimizer steps of its own, from the mean
+            gradient over its share of each global batch, clipped by that gradient's norm. Every
+            ``average_every`` steps it sends its parameters and goes on from the workers' mean, in which
+            each counts by the targets it has learnt from (McMahan et al. 2017, arXiv:1602.05629). The
+            workers' optimizers stay apart; a checkpoint has their mean. Between two exchanges, evaluation and
+            checkpoint are of the mean, which nobody goes on from.
         num_servers: ranks that serve.
         staleness: of ``mode=stale``, in steps.
         damping: of ``mode=async``: divides the learning rate of a late gradient by how many times older
             its weights were than with equally fast workers (after Zhang et al. 2016, arXiv:1511.05950).
+        average_every: of ``mode=average``, in steps (H).
+        elastic: of ``mode=average``: instead of the mean, the servers keep a centre of their own; every
+            exchange moves the worker's parameters and the centre towards each other by this share of
+            their difference, and nobody waits (EASGD, Zhang et al. 2015, arXiv:1412.6651). Evaluation and
+            checkpoint are the centre. Null: the mean.
         min_workers: go on with the rest when a worker other than rank 0 is lost, down to this many; the
             gradient is then divided by their targets alone. Null: ``sync`` ends, the others go on with one.
         bucket_mb: size of a message in MiB, over all servers.
@@ -55,10 +66,12 @@ class ParameterServer(Strategy):
     def __init__(
         self,
         *,
-        mode: Literal["sync", "stale", "async"] = "sync",
+        mode: Literal["sync", "stale", "async", "average"] = "sync",
         num_servers: int = 1,
         staleness: int = 1,
         damping: bool = False,
+        average_every: int = 10,
+        elastic: float | None = None,
         min_workers: int | None = None,
         bucket_mb: float = 4.0,
         silent_after: float | None = None,
@@ -67,6 +80,8 @@ class ParameterServer(Strategy):
         self.num_servers = num_servers
         self.staleness = staleness
         self.damping = damping
+        self.average_every = average_every
+        self.elastic = elastic
         self.min_workers = min_workers
         self.bucket_mb = bucket_mb
         self.silent_after = silent_after
@@ -101,8 +116,7 @@ class ParameterServer(Strategy):
         return self._working.train_step(microbatches, step)
 
     def eval_step(self, batch: Batch) -> Mapping[str, Tensor]:
-        self._working.settle()
-        return self._working.replica.eval_step(batch)
+        return self._working.eval_step(batch)
 
     def reduce(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self._working.meet(sums)
@@ -120,22 +134,10 @@ class ParameterServer(Strategy):
         return {**own, **total}
 
     def save(self, writer: StateWriter) -> None:
-        import torch
-
-        from distrib.strategies.parameter_server.state import save
-
-        self._working.meet({"before saving": torch.ones(())})
-        if self._world.rank == 0:
-            self._working.fetch()
-            save(self._working, writer)
+        self._working.save(writer, leads=self._world.rank == 0)
 
     def load(self, reader: StateReader) -> None:
-        import torch
-
-        from distrib.strategies.parameter_server.state import load
-
-        load(self._working, reader, leads=self._world.rank == 0)
-        self._working.meet({"loaded": torch.ones(())})
+        self._working.load(reader, leads=self._world.rank == 0)
 
     def live_step(self) -> int | None:
         return self._working.join() if self._world.rejoin else None

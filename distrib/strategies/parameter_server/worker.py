@@ -15,6 +15,8 @@ from distrib.parallel.accumulate import accumulate
 from distrib.parallel.norm import total_norm
 from distrib.parallel.reduce import flatten, unflatten
 from distrib.parallel.replica import Replica
+from distrib.state import StateReader, StateWriter
+from distrib.strategies.parameter_server import state
 from distrib.strategies.parameter_server.layout import Layout
 from distrib.strategies.parameter_server.session import PULL, PUSH, Op, Pending, Session
 
@@ -45,7 +47,7 @@ class Worker:
         self.job, self.replica, self.layout, self.sessions = job, replica, layout, sessions
         self.parameters = parameters
         self.version = self.stop_at = self.done = 0
-        self._num_workers, self._own_norm = num_workers, own_norm
+        self.num_workers, self._own_norm = num_workers, own_norm
         self._weights, self._gradients = Vectors(layout, parameters), Vectors(layout, parameters)
         self._bucket_of = {name: n for n, bucket in enumerate(layout.buckets) for name in bucket.starts}
         self._missing: list[set[str]] = []
@@ -86,7 +88,8 @@ class Worker:
         )
         self.settle()  # what forward did not use must be there too before it is asked for anew
         self._send_rest()
-        self._send_trailer(loss, microbatches)
+        self._send_trailer(float(loss), targets_of(microbatches), microbatches[0].step_targets, self._norm())
+        self._gradients.clear()
         self._expect_weights()
         result = self._hear_result(step)
         self.done, self._steps = step + 1, self._steps + 1
@@ -117,7 +120,9 @@ class Worker:
             self._send(number)
 
     def _send(self, number: int) -> None:
-        vector = self._gradients.on_host(number)
+        self._send_bucket(number, self._gradients.on_host(number))
+
+    def _send_bucket(self, number: int, vector: Tensor) -> None:
         for session, cut in zip(self.sessions, self.layout.buckets[number].cuts, strict=True):
             if cut.start < cut.stop:
                 self._sends.append(session.start_send(vector[cut], PUSH + 2 * number))
@@ -128,19 +133,23 @@ class Worker:
             if missing:
                 self._send(number)
 
-    def _send_trailer(self, loss: Tensor, microbatches: Sequence[Batch]) -> None:
-        norm = total_norm([self._gradients.view(name) for name in self.parameters]) if self._own_norm else 0.0
-        targets = sum(int((batch.tensors["labels"] != IGNORED).sum()) for batch in microbatches)
-        numbers = [float(loss), targets, microbatches[0].step_targets, float(norm)]
+    def _send_trailer(self, *numbers: float) -> None:
+        """What completes a push: loss, targets, the step's targets, norm; and who has a gradient."""
         mask = [float(name in self._touched) for bucket in self.layout.buckets for name in bucket.starts]
         trailer = torch.tensor([*numbers, *mask], dtype=torch.float64)
         self._sends += [session.start_send(trailer) for session in self.sessions]
+        self._finish_sending()
+
+    def _finish_sending(self) -> None:
         began = time.perf_counter()
         for sending in self._sends:
             sending.wait()
         self._pushing += time.perf_counter() - began
         self._sends = []
-        self._gradients.clear()
+
+    def _norm(self) -> float:
+        """Of this worker's own gradient, where the mode asks for it."""
+        return float(total_norm(map(self._gradients.view, self.parameters))) if self._own_norm else 0.0
 
     def _expect_weights(self) -> None:
         """Posts the receipt of every bucket, so that a server's answer needs no further question."""
@@ -160,7 +169,7 @@ class Worker:
         self.version, self.stop_at = int(version), int(stop_at)
         dtype = self._weights.host[0].dtype
         return StepResult(
-            loss=torch.tensor(loss / self._num_workers, dtype=torch.float64),
+            loss=torch.tensor(loss / self.num_workers, dtype=torch.float64),
             grad_norm=torch.tensor(norm, dtype=dtype),
             updated=bool(updated),
             meet=step + 1 == self.stop_at,
@@ -194,20 +203,34 @@ class Worker:
     def place(self) -> None:
         """Makes this model's weights the servers'."""
         self.settle()
-        for number in range(len(self.layout.buckets)):
-            self._weights.on_host(number)
         for session in self.sessions:
             session.tell(Op.PLACE)
-        sends = [
-            session.start_send(self._weights.host[number][cut], PUSH + 2 * number)
-            for number, bucket in enumerate(self.layout.buckets)
-            for session, cut in zip(self.sessions, bucket.cuts, strict=True)
-            if cut.start < cut.stop
-        ]
-        for sending in sends:
-            sending.wait()
+        for number in range(len(self.layout.buckets)):
+            self._send_bucket(number, self._weights.on_host(number))
+        self._finish_sending()
         for session in self.sessions:
             session.hear()
+
+    def eval_step(self, batch: Batch) -> Mapping[str, Tensor]:
+        """The task's sums over one batch."""
+        self.settle()
+        return self.replica.eval_step(batch)
+
+    def save(self, writer: StateWriter, *, leads: bool) -> None:
+        """Hands over the servers' state, once every worker is here; ``leads``: this rank writes it."""
+        self.meet({"before saving": torch.ones(())})
+        if leads:
+            self.fetch()
+            state.save(self, writer)
+
+    def load(self, reader: StateReader, *, leads: bool) -> None:
+        """Takes a checkpoint, which the rank that ``leads`` gives to the servers too."""
+        self.settle()
+        state.load_weights(self, reader)
+        if leads:
+            state.load_optimizer(self, reader)
+            self.place()
+        self.meet({"loaded": torch.ones(())})
 
     def meet(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sums over all workers, by the first server; waits for them."""
@@ -264,6 +287,11 @@ class Worker:
             session.tell(Op.LEAVE)
 
 
+def targets_of(microbatches: Sequence[Batch]) -> int:
+    """Targets that these microbatches have."""
+    return sum(int((batch.tensors["labels"] != IGNORED).sum()) for batch in microbatches)
+
+
 class Vectors:
     """One vector per bucket where the model is, and where gloo sends from."""
 
@@ -275,17 +303,17 @@ class Vectors:
             for number, bucket in enumerate(layout.buckets)
             for name, start in bucket.starts.items()
         }
-        self._vectors = [
+        self.vectors = [
             torch.zeros(bucket.numel, dtype=some.dtype, device=some.device) for bucket in layout.buckets
         ]
         is_cpu = some.device.type == "cpu"
-        self.host = self._vectors if is_cpu else [v.to("cpu").pin_memory() for v in self._vectors]
+        self.host = self.vectors if is_cpu else [v.to("cpu").pin_memory() for v in self.vectors]
 
     def view(self, name: str) -> Tensor:
         """A parameter's elements, in its shape."""
         number, start = self._places[name]
         shape = self._shapes[name]
-        return self._vectors[number][start : start + shape.numel()].view(shape)
+        return self.vectors[number][start : start + shape.numel()].view(shape)
 
     def hold(self, name: str, value: Tensor) -> None:
         """Copies a parameter's elements in."""
@@ -293,16 +321,16 @@ class Vectors:
 
     def on_host(self, number: int) -> Tensor:
         """A bucket where it is sent from, up to date."""
-        if self.host is not self._vectors:
-            self.host[number].copy_(self._vectors[number])
+        if self.host is not self.vectors:
+            self.host[number].copy_(self.vectors[number])
         return self.host[number]
 
     def to_device(self, number: int) -> None:
         """Brings a bucket that has arrived to where the model is."""
-        if self.host is not self._vectors:
-            self._vectors[number].copy_(self.host[number], non_blocking=True)
+        if self.host is not self.vectors:
+            self.vectors[number].copy_(self.host[number], non_blocking=True)
 
     def clear(self) -> None:
         """Zeroes everything."""
-        for vector in self._vectors:
+        for vector in self.vectors:
             vector.zero_()
