@@ -74,7 +74,9 @@ def compose_part(overrides: Sequence[str], *, config_dirs: Sequence[str] = ()) -
 
     Raises `ConfigError` as `compose` does, but for combinations, which it does not judge.
     """
-    return finish(_composed(parse(overrides), config_dirs=config_dirs))
+    values = _composed(parse(overrides), config_dirs=config_dirs)
+    del values[SWEEP]
+    return finish(values)
 
 
 def finish(values: Mapping[str, Any]) -> RunConfig:
