@@ -22,7 +22,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: help setup setup-all horovod train test quick cluster-test full-test lint bench clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 setup: $(BASE)  ## Make .venv with what training and the examples need
 setup-all: $(ALL)  ## The same, with engines, trackers, peers for the benchmarks, and test tools
