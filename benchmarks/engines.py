@@ -48,8 +48,6 @@ class Case:
 
 
 KEEP = {"reshard_after_forward": False}
-REDUCE = {"config": {"zero_optimization": {"use_multi_rank_bucket_allreduce": False}}}
-"""Each part of the gradient is reduced to its owner, where DeepSpeed otherwise all-reduces the whole."""
 LEAN = {
     "config": {"zero_optimization": {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}}
 }
@@ -69,7 +67,6 @@ CASES = {
     ),
     "zero1": Case(strategy="zero1", traffic=Fraction(2), memory=(4, 16)),
     "zero2": Case(strategy="zero2", traffic=Fraction(2), memory=(4, 16)),
-    "zero2-reduce": Case(strategy="zero2", options=REDUCE, traffic=Fraction(2), memory=(4, 16)),
     "zero2-bf16": Case(strategy="zero2", precision="bf16", traffic=Fraction(2), memory=(4, 16)),
     "zero3": Case(strategy="zero3", traffic=Fraction(3), memory=(0, 20)),
     "zero3-lean": Case(strategy="zero3", options=LEAN, traffic=Fraction(3), memory=(0, 20)),

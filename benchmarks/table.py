@@ -30,7 +30,6 @@ NAMES = {
     "stock-fsdp-keep": "torch `fully_shard`, `reshard_after_forward=False`",
     "zero1": "**distrib** `strategy=zero1`",
     "zero2": "**distrib** `strategy=zero2`",
-    "zero2-reduce": "**distrib** `strategy=zero2`, `use_multi_rank_bucket_allreduce: false`",
     "zero2-bf16": "**distrib** `strategy=zero2 precision=bf16`",
     "zero3": "**distrib** `strategy=zero3`",
     "zero3-lean": "**distrib** `strategy=zero3`, persistence threshold and reuse distance 0",
