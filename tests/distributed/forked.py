@@ -40,6 +40,8 @@ class JobPlan:
     proof: dict[str, Any] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     delays: list[float] = field(default_factory=list)
+    hold: int | None = None
+    """A step before which rank 0 waits until who was to come back has joined."""
     limit: float = 60.0
     """Seconds until the job must be over."""
     collective_timeout: float = 60.0
@@ -49,6 +51,7 @@ class Diary:
     """What one rank notes, each line with the machine's clock: it survives the rank's death."""
 
     def __init__(self, folder: Path, rank: int) -> None:
+        self.folder = folder
         self._file = (folder / f"{rank}.jsonl").open("a", buffering=1)
 
     def note(self, event: str, **facts: Any) -> None:
@@ -89,6 +92,13 @@ def live(plan: JobPlan, rank: int, folder: Path, *, rejoin: int) -> None:
         strategy.close()
 
 
+def wait_for_joined(plan: JobPlan, folder: Path) -> None:
+    """Returns when every rank that was to be started again has begun its second life."""
+    back = [fault.rank for fault in plan.faults if fault.again_after is not None]
+    while any(sum(e["event"] == "first" for e in read(folder, rank)) < 2 for rank in back):
+        time.sleep(0.02)
+
+
 def steps(
     strategy: Any, plan: JobPlan, proof: Any, diary: Diary, rank: int, rejoin: int
 ) -> list[float] | None:
@@ -101,12 +111,14 @@ def steps(
     for step in range(first, proof.steps):
         if plan.delays:
             time.sleep(plan.delays[rank] * 2 * chance.random())
+        if (rank, step) == (0, plan.hold):
+            wait_for_joined(plan, diary.folder)
         everything = global_batch(proof, step)
         diary.note("begin", step=step, version=strategy._worker.version)
         for fault in plan.faults:
             if (fault.rank, fault.step, rejoin) == (rank, step, 0) and not fault.delay:
                 os.kill(os.getpid(), getattr(signal, fault.signal))
-        mine = list(strategy.shard.take(everything)) or [everything[0].ghost()]
+        mine = list(strategy.shard.take(everything, step=step)) or [everything[0].ghost()]
         result = strategy.train_step(mine, step)
         targets = everything[0].step_targets
         loss = result.loss.item() * strategy.shard.count / targets
@@ -131,8 +143,8 @@ def fork(plan: JobPlan, rank: int, folder: Path, *, rejoin: int = 0) -> int:
 
 def read(folder: Path, rank: int) -> list[dict[str, Any]]:
     file = folder / f"{rank}.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    return [json.loads(line) for line in lines]
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 class Running:
