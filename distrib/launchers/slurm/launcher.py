@@ -114,7 +114,7 @@ class Slurm(Launcher):
 
         return submit_one(self, plan)
 
-    def launch_many(self, plans: Sequence[LaunchPlan], *, at_once: int | None) -> list[int]:  # type: ignore[override]
+    def launch_many(self, plans: Sequence[LaunchPlan], *, at_once: int | None) -> list[int]:
         """As `LaunchMany`: one array with a task for each plan; inside an allocation, one after another."""
         for plan in plans:
             options.check_run_dir(plan.run_dir)
