@@ -49,13 +49,21 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataShard:
-    """Which share of every global batch a rank runs: microbatches ``index, index+count, …``."""
+    """Which microbatches of every global batch a rank runs: ``index, index+count, …`` unless balanced."""
 
     index: int
     count: int
+    owners: Callable[[int, int], Sequence[int]] | None = None
+    """The shard that runs each microbatch, by step and number of microbatches; None: in turn."""
+    lead: int | None = None
+    """Steps ahead of the one that runs for which ``owners`` has its last word; None: any."""
 
-    def take(self, items: Sequence[T]) -> Sequence[T]:
-        return items[self.index :: self.count]
+    def take(self, items: Sequence[T], *, step: int | None = None) -> Sequence[T]:
+        """This shard's of a step's microbatches; None: of items that belong to no step, always in turn."""
+        if self.owners is None or step is None:
+            return items[self.index :: self.count]
+        owners = self.owners(step, len(items))
+        return [item for item, owner in zip(items, owners, strict=True) if owner == self.index]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +76,8 @@ class StepResult:
     """Norm of the whole gradient before clipping: the same number on every rank."""
     updated: bool
     """False where the gradient was not finite and the update was left out, on all ranks alike."""
+    meet: bool = False
+    """Whether every rank comes together after this step, because one has voted (`Strategy.tally`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

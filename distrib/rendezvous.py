@@ -22,7 +22,7 @@ from distrib.errors import ConfigError, DistribError, LaunchError, PeerLostError
 from distrib.sealed import opened, room, sealed
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]
+    from torch.distributed import ProcessGroup, ProcessGroupGloo, Store  # type: ignore[attr-defined]
 
     from distrib.world import World
 
@@ -48,6 +48,8 @@ def meet(world: World, *, timeout: float, digest: str, settings: Mapping[str, An
         digest: equal on all ranks that were started alike.
         settings: what the digest is of, by dotted key, to say what differs.
 
+    A rank that was started again (``world.rejoin``) waits for nobody.
+
     Raises `LaunchError` on every waiting rank where ranks are missing, naming them, and `ConfigError`
     on every rank where digests differ. A world of one has nobody to meet and keeps no store.
     """
@@ -68,6 +70,8 @@ def meet(world: World, *, timeout: float, digest: str, settings: Mapping[str, An
         if world.rank == 0:
             refusal = _judge(store, world, deadline=deadline, timeout=timeout)
             _announce(store, world, refusal)
+        elif world.rejoin:
+            refusal = _enter(store, world, digest=digest, deadline=deadline, timeout=timeout)
         else:
             refusal = _hear(store, world, deadline=deadline + LATE_SECONDS, timeout=timeout)
     if refusal is not None:
@@ -94,6 +98,26 @@ def agree(world: World, key: str, value: str | None = None, *, timeout: float = 
         return _told(world.store, world, name)
 
 
+def remember(world: World, key: str, value: str) -> None:
+    """Keeps ``value`` for later attempts of the job while the store lives, which torchrun may serve."""
+    if world.store is not None:
+        _tell(_lasting(world), world, key, value)
+
+
+def recall(world: World, key: str) -> str | None:
+    """What an earlier attempt kept; None where there was none."""
+    if world.store is None or not _lasting(world).check([key]):
+        return None
+    return _told(_lasting(world), world, key)
+
+
+def _lasting(world: World) -> Store:
+    """The job's place at the store, shared by its attempts."""
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    return PrefixStore(f"distrib/{room(world.token)}/kept", world.store.underlying_store)
+
+
 def process_group(world: World, *, backend: str | None = None) -> None:
     """Makes torch's default process group of all ranks of ``world``, anew each time it is called.
 
@@ -107,7 +131,7 @@ def process_group(world: World, *, backend: str | None = None) -> None:
     """
     import torch.distributed as dist
 
-    from distrib.diagnosis.checked import checking
+    from distrib.diagnosis.checked import start_checking
     from distrib.diagnosis.collectives import record
 
     record()
@@ -121,7 +145,7 @@ def process_group(world: World, *, backend: str | None = None) -> None:
         # A number of its own, because addresses of a closed group must not be read by the next.
         turn = world.store.add(f"groups/{world.rank}", 1)
         store = dist.PrefixStore(f"group/{turn}", world.store)  # type: ignore[attr-defined]
-    with _translated(world), checking(world.check_collectives and world.size > 1):
+    with _translated(world):
         dist.init_process_group(
             backend or ("cpu:gloo,cuda:nccl" if world.device.startswith("cuda") else "gloo"),
             store=store,
@@ -129,6 +153,32 @@ def process_group(world: World, *, backend: str | None = None) -> None:
             world_size=world.size,
             timeout=timedelta(seconds=world.collective_timeout),
         )
+        if world.check_collectives and world.size > 1:
+            start_checking(world, dist.PrefixStore("checked", store))  # type: ignore[attr-defined]
+
+
+def pair(world: World, name: str, *, rank: int, peer: str) -> ProcessGroupGloo:
+    """A process group of two ranks alone, besides torch's default one; gloo, for tensors on the CPU.
+
+    Args:
+        world: with the store that `meet` gave it.
+        name: the same on both sides, and never used twice.
+        rank: 0 or 1.
+        peer: the other side, in words.
+
+    Raises `LaunchError` where the other side does not come within ``world.collective_timeout`` seconds.
+    """
+    from torch.distributed import PrefixStore, ProcessGroupGloo  # type: ignore[attr-defined]
+
+    _stay_on_this_machine(world)
+    store = PrefixStore(f"pair/{name}", world.store)
+    limit = timedelta(seconds=world.collective_timeout)
+    with _translated(world):
+        try:
+            return ProcessGroupGloo(store, rank, 2, limit)
+        except RuntimeError as error:
+            first = str(error).splitlines()[0]
+            raise PeerLostError(f"rank {world.rank} did not reach {peer}: {first}") from error
 
 
 def side_group(world: World, name: str, *, rank: int, size: int) -> ProcessGroup:
@@ -221,6 +271,18 @@ def _hear(store: Store, world: World, *, deadline: float, timeout: float) -> Dis
     refusal = _from_json(json.loads(_told(store, world, "verdict")))
     if refusal is not None:
         store.set(f"heard/{world.rank}", "")
+    return refusal
+
+
+def _enter(
+    store: Store, world: World, *, digest: str, deadline: float, timeout: float
+) -> DistribError | None:
+    """A rank that was started again: the others met long ago, and it must be of the same run as they."""
+    refusal = _hear(store, world, deadline=deadline, timeout=timeout)
+    first = json.loads(_told(store, world, "rank/0"))
+    if refusal is None and first["digest"] != digest:
+        remedy = f"rank {world.rank} may join the running job with the settings that this was started with"
+        return ConfigError("configuration", f"not that of rank 0 on {first['host']}", remedy)
     return refusal
 
 

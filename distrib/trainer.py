@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from distrib.checkpointing import Checkpointer
 from distrib.core import OWN, Batch
 from distrib.errors import TrainingError
-from distrib.metrics import Cadence, Meter
+from distrib.metrics import PER_STEP, VOTES, Cadence, Meter
 from distrib.strategies.base import Strategy
 from distrib.tasks.base import Report
 from distrib.tracking.base import Tracker
@@ -114,7 +114,7 @@ class Trainer:
             done = step + 1
             self.progress(done)
             self.watch_skips(done, updated=result.updated)
-            if not self.between_steps_due(done):
+            if not (result.meet or self.between_steps_due(done)):
                 continue
             stopped_by = self.sync(done)
             self.evaluate_and_save(done, stopping=stopped_by is not None)
@@ -138,7 +138,8 @@ class Trainer:
     def sync(self, done: int) -> str | None:
         """Adds up and logs the steps since the last time; returns why to stop, on all ranks alike."""
         asked = self.stop_requested()
-        total = self.strategy.reduce(self.meter.sums(stop=asked is not None))
+        sums = self.meter.sums(stop=asked is not None)
+        total = self.strategy.tally(sums, per_step=PER_STEP, votes=VOTES)
         records = self.meter.flush(total, last_step=done)
         records[-1] |= {f"{OWN}{name}": value for name, value in self.strategy.measures().items()}
         for record in records:

@@ -69,6 +69,16 @@ def compose_search(overrides: Sequence[str], *, config_dirs: Sequence[str] = ())
     return search
 
 
+def compose_part(overrides: Sequence[str], *, config_dirs: Sequence[str] = ()) -> RunConfig:
+    """What ``overrides`` say, typed, for a command that trains nothing: model, task and data may be absent.
+
+    Raises `ConfigError` as `compose` does, but for combinations, which it does not judge.
+    """
+    values = _composed(parse(overrides), config_dirs=config_dirs)
+    del values[SWEEP]
+    return finish(values)
+
+
 def finish(values: Mapping[str, Any]) -> RunConfig:
     """A `RunConfig` from plain values, every section and target typed."""
     checked = typed_section(RunConfig, {name: value for name, value in values.items() if value is not None})

@@ -8,6 +8,7 @@ takes nothing with it; those processes meet at the store that this process (or t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,18 +31,34 @@ def join(config: RunConfig, world: World) -> int:
     from distrib.worker import work
 
     if world.elastic:
-        run_dir = _known_run_dir(config, world)
+        run_dir, resume = _known_run_dir(config, world), config.resume
     else:
         world = meet(config, world)
-        run_dir = Path(agree(world, "run_dir", _make_run_dir(config) if world.rank == 0 else None))
+        folder, resume = _place(config, world) if world.rank == 0 else (None, None)
+        run_dir, resume = Path(agree(world, "run_dir", folder)), agree(world, "resume", resume)
     with kept_in_log(run_dir / "logs", rank=world.rank):
-        work(config, run_dir=run_dir, world=world)
+        work(replace(config, resume=resume or None), run_dir=run_dir, world=world)
     return 0
+
+
+def _place(config: RunConfig, world: World) -> tuple[str, str]:
+    """Rank 0's: the run directory and what to go on from, empty for a fresh start.
+
+    Where torchrun has restarted the job, they are the last attempt's directory and its last checkpoint.
+    """
+    from distrib.launchers.restarts import has_checkpoint
+    from distrib.rendezvous import recall, remember
+
+    before = recall(world, "run_dir")
+    run_dir = before or _make_run_dir(config)
+    remember(world, "run_dir", run_dir)
+    goes_on = before is not None and has_checkpoint(Path(before))
+    return run_dir, run_dir if goes_on else config.resume or ""
 
 
 def join_sweep(overrides: Sequence[str], *, config_dirs: Sequence[str], world: World) -> int:
     """Takes part in every trial of a sweep; rank 0 keeps the results and prints the table."""
-    from distrib.cli.sweep import make_root, new
+    from distrib.cli.sweep import keep, make_root, new
     from distrib.cli.table import print_results
     from distrib.cli.trials import ask
     from distrib.rendezvous import agree, meet
@@ -59,6 +76,7 @@ def join_sweep(overrides: Sequence[str], *, config_dirs: Sequence[str], world: W
     record = sweep.driver(runner, is_main=world.rank == 0).run()
     if world.rank == 0:
         print_results(record, root, config_dirs=config_dirs)
+        keep(sweep, record)
     # torchrun ends every rank when one exits with an error: rank 0 must have printed the table by then.
     agree(world, "table", "shown" if world.rank == 0 else None)
     return exit_code(record.trials)

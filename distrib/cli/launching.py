@@ -63,7 +63,8 @@ def describe(config: RunConfig, run_dir: Path) -> Iterator[str]:
     yield f"{len(commands)} command{'s' if len(commands) > 1 else ''}:"
     for command in commands:
         environment = [f"{name}={value}" for name, value in sorted(command.env.items())]
-        yield f"  rank {command.rank} on {command.host}:  {shlex.join([*environment, *command.argv])}"
+        who = command.program or f"rank {command.rank}"
+        yield f"  {who} on {command.host}:  {shlex.join([*environment, *command.argv])}"
 
 
 def accumulation(train: TrainConfig, *, processes: int) -> Iterator[str]:

@@ -19,12 +19,13 @@ from functools import partial
 from pathlib import Path
 
 from distrib.cli.rundir import link_latest, make_fresh
-from distrib.cli.trials import Asked, ask, grouped
+from distrib.cli.trials import Asked, ask, group_name, grouped
 from distrib.config import RunConfig
 from distrib.errors import ConfigError
 from distrib.sweeps.driver import Driver, Trial
 from distrib.sweeps.results import Objective, Record, exit_code
 from distrib.sweeps.running import Background, Foreground, Runner, Together
+from distrib.targets import build
 
 SWEEPS = Path("multirun")
 """Below the working directory."""
@@ -39,6 +40,8 @@ class Sweep:
     record: Record
     planned: Sequence[Trial]
     """Those known beforehand that still have to run."""
+    example: RunConfig
+    """One run, for what all share."""
 
     def driver(self, runner: Runner, *, is_main: bool = True) -> Driver:
         """What runs it."""
@@ -61,19 +64,40 @@ class Sweep:
 
 def sweep(overrides: Sequence[str], *, config_dirs: Sequence[str]) -> int:
     """Trains every trial; 0 where all ended well, 130 after Ctrl-C, else 1."""
-    from distrib.cli.sweep_resume import locked, resumed, split_resume
+    from distrib.cli.sweep_resume import find, locked, resumed, split_resume
     from distrib.cli.table import print_results
 
     resume, typed = split_resume(overrides)
-    prepared = (
-        fresh(typed, config_dirs=config_dirs)
-        if resume is None
-        else resumed(resume, typed, config_dirs=config_dirs)
-    )
-    with locked(prepared.root), runner_for(prepared) as runner:
-        record = prepared.driver(runner).run()
+    if resume is None:
+        prepared = fresh(typed, config_dirs=config_dirs)
+        with locked(prepared.root):
+            record = run(prepared)
+    else:
+        with locked(find(resume)):
+            prepared = resumed(resume, typed, config_dirs=config_dirs)
+            record = run(prepared)
     print_results(record, prepared.root, config_dirs=config_dirs)
+    keep(prepared, record)
     return exit_code(record.trials)
+
+
+def run(sweep: Sweep) -> Record:
+    """Runs what is left of a sweep by the runner that suits it."""
+    with runner_for(sweep) as runner:
+        return sweep.driver(runner).run()
+
+
+def keep(sweep: Sweep, record: Record) -> None:
+    """Hands the whole sweep to the trackers that keep one, as configured for its trials."""
+    from distrib.sweeps.summary import sweep_info
+    from distrib.tracking.base import SweepTracker
+
+    config = sweep.example
+    for name, target in config.tracking.items():
+        tracker = build(target, key=f"tracking.{name}", plugins=config.plugins)
+        if isinstance(tracker, SweepTracker):
+            group = group_name(config.name, root=sweep.root)
+            tracker.sweep(sweep_info(record, name=group, root=sweep.root, space=sweep.asked.space))
 
 
 def fresh(overrides: Sequence[str], *, config_dirs: Sequence[str]) -> Sweep:
@@ -91,7 +115,7 @@ def new(
 ) -> Sweep:
     """A sweep of ``trials`` in the directory that ``root`` makes for runs like these."""
     configs = [trial.config for trial in trials if isinstance(trial.config, RunConfig)]
-    example = configs[0] if configs else asked.example()
+    example = asked.example(trials)
     check(asked, example, adaptive=not configs)
     folder = root(configs or [example])
     record = Record(
@@ -101,7 +125,7 @@ def new(
         trials=(),
     )
     planned = [grouped(trial, root=folder) for trial in trials]
-    return Sweep(asked=asked, root=folder, record=record, planned=planned)
+    return Sweep(asked=asked, root=folder, record=record, planned=planned, example=example)
 
 
 def check(asked: Asked, example: RunConfig, *, adaptive: bool) -> None:
@@ -158,14 +182,22 @@ def runner_for(sweep: Sweep) -> Iterator[Runner]:
         yield Background(command, seats=Seats(search.parallel, machine=Machine.here()))
 
 
-def show(asked: Asked) -> None:
+def show(overrides: Sequence[str], *, config_dirs: Sequence[str]) -> None:
     """What ``--dry-run`` prints of a sweep: what would run, and what is refused."""
-    trials = asked.trials()
+    from distrib.cli.sweep_resume import resumed, split_resume
+
+    resume, typed = split_resume(overrides)
+    if resume is None:
+        asked = ask(typed, config_dirs=config_dirs)
+        trials: Sequence[Trial] = asked.trials()
+    else:
+        left = resumed(resume, typed, config_dirs=config_dirs)
+        asked, trials = left.asked, left.planned
     for trial in trials:
         refusal = f"   refused: {trial.config}" if isinstance(trial.config, ConfigError) else ""
         print(f"trial {trial.number}   {' '.join(trial.overrides)}{refusal}")
     if not trials:
-        asked.example()
+        asked.example([])
         print("each trial follows from the results of those before it; what varies:")
         for key, values in asked.space.items():
             print(f"  {key}   {values}")

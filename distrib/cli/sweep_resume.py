@@ -33,8 +33,8 @@ def split_resume(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
     return (given[-1] if given else None), others
 
 
-def resumed(resume: str, overrides: Sequence[str], *, config_dirs: Sequence[str]) -> Sweep:
-    """A sweep as it was left. Raises `ConfigError` for a directory without one, and other settings."""
+def find(resume: str) -> Path:
+    """The directory of a sweep. Raises `ConfigError` where there is none."""
     root = Path(resume).resolve()
     if not (root / RECORD).is_file():
         raise ConfigError(
@@ -42,6 +42,15 @@ def resumed(resume: str, overrides: Sequence[str], *, config_dirs: Sequence[str]
             resume,
             "no sweep is there: with -m, give a sweep's directory; one run goes on without -m",
         )
+    return root
+
+
+def resumed(resume: str, overrides: Sequence[str], *, config_dirs: Sequence[str]) -> Sweep:
+    """A sweep as it was left: settled trials are kept, failed and unfinished ones run again.
+
+    Raises `ConfigError` for a directory without a sweep, and for other settings.
+    """
+    root = find(resume)
     record = Record.read(root)
     words = merged(record.overrides, overrides, root=root)
     asked = ask(words, config_dirs=config_dirs)
@@ -50,7 +59,7 @@ def resumed(resume: str, overrides: Sequence[str], *, config_dirs: Sequence[str]
     trials = [grouped(asked.trial(number, own), root=root) for number, own in [*known, *further]]
     planned, record = left_over(trials, record, settled=SETTLED)
     record = replace(record, overrides=tuple(words))
-    return Sweep(asked=asked, root=root, record=record, planned=planned)
+    return Sweep(asked=asked, root=root, record=record, planned=planned, example=asked.example(trials))
 
 
 def merged(stored: Sequence[str], typed: Sequence[str], *, root: Path) -> list[str]:

@@ -29,7 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the resolved configuration, the derived accumulation and the commands; make nothing",
+        help="print the resolved configuration, the derived accumulation, the commands, and the launcher's "
+        "script in launch/ with the values filled in; make nothing",
+    )
+    parser.add_argument(
+        "--script",
+        type=Path,
+        metavar="FILE",
+        help="as --dry-run, and write that script to FILE, which must not exist yet",
     )
     parser.add_argument(
         "-m",
@@ -51,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from distrib.world import World
 
     world = World.from_env()
-    if args.dry_run:
+    if args.dry_run or args.script:
         return _show(args)
     if world.size > 1 or world.elastic:
         return _join(args, world)
@@ -108,12 +115,22 @@ def _show(args: argparse.Namespace) -> int:
 
     if args.multirun:
         from distrib.cli.sweep import show
-        from distrib.cli.trials import ask
 
-        show(ask(args.overrides, config_dirs=args.config_dir))
+        show(args.overrides, config_dirs=args.config_dir)
         return 0
     config = compose(args.overrides, config_dirs=args.config_dir)
     run_dir = Path(config.run_dir) if config.run_dir else RUNS / config.name / "<time>"
     for line in describe(config, run_dir):
         print(line)
+    _show_script(config, args)
     return 0
+
+
+def _show_script(config: RunConfig, args: argparse.Namespace) -> None:
+    from distrib.cli.launch_script import filled, write
+
+    if args.script:
+        write(config, args.overrides, args.script)
+        print(f"\nscript          {args.script}")
+    elif script := filled(config, args.overrides):
+        print(f"\nas a script (--script FILE writes it):\n\n{script}")

@@ -68,8 +68,11 @@ class Asked:
             raise refusals[0]
         return trials
 
-    def example(self) -> RunConfig:
-        """A run of this sweep, for what all trials share. Raises `ConfigError` where none can be found."""
+    def example(self, trials: Sequence[Trial]) -> RunConfig:
+        """A run of this sweep, one of ``trials`` if it can be, for what all share. Raises `ConfigError`."""
+        for trial in trials:
+            if isinstance(trial.config, RunConfig):
+                return trial.config
         refusals = []
         for number in range(EXAMPLES):
             config = self.trial(0, draw(self.space, Draws(f"example {number}"))).config
@@ -165,11 +168,16 @@ def _text(override: Override) -> str:
     return f"{_key(override)}={override.get_value_element_as_str()}"
 
 
+def group_name(name: str, *, root: Path) -> str:
+    """What trackers call the runs of one sweep."""
+    return f"{name}-{root.name}"
+
+
 def grouped(trial: Trial, *, root: Path) -> Trial:
     """``trial`` with the sweep as the group of every tracker that knows groups and was given none."""
     if isinstance(trial.config, ConfigError):
         return trial
-    name = f"{trial.config.name}-{root.name}"
+    name = group_name(trial.config.name, root=root)
     tracking = {
         tracker: {**target, "group": name} if target.get("group", "") is None else target
         for tracker, target in trial.config.tracking.items()

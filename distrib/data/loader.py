@@ -13,6 +13,7 @@ from distrib.core import Batch, DataShard
 from distrib.data.batches import Batches, Indices
 from distrib.data.encoded import EncodedSet
 from distrib.data.prefetch import Prefetcher
+from distrib.errors import ConfigError
 from distrib.tasks.base import Task, Vocabulary
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ class Loader:
         self._collator = Collator(encoded, task=task, vocabulary=vocabulary, device=device)
         self._shard = shard
         depth = 0 if device == "cpu" else train.prefetch
+        if shard.lead is not None and depth > shard.lead:
+            remedy = f"the strategy shares out microbatches at most {shard.lead} steps ahead"
+            raise ConfigError("train.prefetch", depth, remedy)
         self._prefetcher = Prefetcher(self._step, depth=depth)
         self.steps_per_epoch = self._batches.steps_per_epoch
         self.num_microbatches = -(-train.global_batch_size // train.microbatch_size)
@@ -73,7 +77,7 @@ class Loader:
 
     def _step(self, step: int) -> StepBatches:
         plan = self._batches.step_plan(step)
-        mine = self._shard.take(list(enumerate(plan.microbatches)))
+        mine = self._shard.take(list(enumerate(plan.microbatches)), step=step)
         batches = [self._collator(indices, index=i, step_targets=plan.targets) for i, indices in mine]
         if not batches:
             batches = [self._collator(plan.microbatches[0], index=0, step_targets=plan.targets).ghost()]

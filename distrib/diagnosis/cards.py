@@ -90,7 +90,7 @@ class Board:
         return cards
 
     def compare(self, calls: Sequence[Collective]) -> dict[int, Sequence[Collective]]:
-        """Says what this rank, which waits, has called; returns that, and the next rank's if that waits too.
+        """Says what this rank, which waits, has called; returns it and the next rank's, if that waits.
 
         Where groups of ranks differ, some neighbours differ, so that each need look at one only.
         """

@@ -19,8 +19,9 @@ WAITS_IN = ("torch/distributed/", "torch/autograd/graph.py")
 class RankState:
     """Updated by the thread that trains, read by the watchdog: plain assignments, which need no lock."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, *, device: str) -> None:
         self.rank = rank
+        self.device = device
         self.steps: int | None = None
         self.at = time.monotonic()
         self._raised: tuple[list[str], Collective | None] | None = None
@@ -43,7 +44,7 @@ class RankState:
         """From now on this rank stands where ``error`` was raised, in the operation ``called``."""
         stack = stack_of(error.__traceback__)
         calls = collectives.recorded().calls
-        if called is None and calls and not is_checking():
+        if called is None and calls and not is_checking(self.device):
             called = calls[-1]
         self._raised = stack, called or _inferred(stack)
 

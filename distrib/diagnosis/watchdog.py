@@ -45,7 +45,7 @@ def watched(world: World, *, log: Path, check_steps: int | None) -> Iterator[Cal
         yield lambda steps: None
         return
     log.parent.mkdir(parents=True, exist_ok=True)
-    state = RankState(world.rank)
+    state = RankState(world.rank, device=world.device)
     with log.open("a", encoding="utf-8") as file:
         watchdog = Watchdog(world, state, log=file, logs=log.parent)
         watchdog.start()
@@ -74,7 +74,7 @@ class Steps:
         if self._left:
             self._left -= 1
             if not self._left:
-                stop_checking()
+                stop_checking(self._state.device)
 
 
 class Watchdog:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,9 +11,11 @@ from distrib.errors import ConfigError
 from distrib.launchers.base import Command, Launcher, LaunchPlan
 from distrib.launchers.cluster import check_restarts
 from distrib.launchers.network import LOOPBACK, reserved_port
+from distrib.rank_variables import TOKEN
 
 if TYPE_CHECKING:
     from distrib.launchers.forkserver import ForkServer
+
 
 class Local(Launcher):
     """Starts the ranks on this machine and watches over them.
@@ -75,8 +78,10 @@ class Local(Launcher):
         from distrib.launchers.supervise import Supervisor
 
         with reserved_port(plan.master_port) as port:
+            # Not in `plan`, which is printed.
+            env = {**plan.env, TOKEN: secrets.token_hex(16)}
             return Supervisor(
-                self.plan(replace(plan, master_port=port.getsockname()[1])),
+                self.plan(replace(plan, master_port=port.getsockname()[1], env=env)),
                 start=server.start if server else popen,
                 logs=plan.run_dir / "logs",
                 port_fd=port.fileno(),

@@ -36,7 +36,7 @@ class SSH(Launcher):
     def __init__(
         self,
         *,
-        hosts: str = "hosts",
+        hosts: str,
         num_processes: int = 1,
         num_nodes: int | None = None,
         threads: int | None = None,

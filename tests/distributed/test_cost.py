@@ -64,3 +64,12 @@ def test_what_a_rank_holds_after_backward(workers: Workers, name: str, size: int
     expected = CASES[name].live_bytes(size)
     for seen in workers.run(live_bytes_per_parameter, name, size=size):
         assert seen == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3-lean"])
+def test_what_deepspeed_holds_after_backward(workers: Workers, name: str) -> None:
+    """Its master copy in fp32 on top, and nothing besides: no bucket that stays allocated, within 2 %."""
+    expected = CASES[name].live_bytes(4)
+    for seen in workers.run(live_bytes_per_parameter, name, size=4):
+        assert seen == pytest.approx(expected, rel=0.02)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.engines import Case, build_model, job, strategy_of
+from benchmarks.engines import train as run_steps
 from distrib.core import IGNORED
 from distrib.parallel.accumulate import accumulate
 from distrib.parallel.quantize import BLOCK, LEVELS, Quantize
+from distrib.proof.sockets import bytes_sent
 from distrib.state import StateReader
 from distrib.targets import build
 from distrib.testing.proof import (
@@ -26,7 +30,10 @@ from distrib.testing.proof import (
 from distrib.testing.workers import Workers
 from distrib.world import World
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+LONG = 240.0
+"""Seconds that a busy machine may take for what takes an idle one two."""
 
 SINGLE = {"_target_": "distrib.strategies.single.Single"}
 DDP = {"_target_": "distrib.strategies.ddp.DDP"}
@@ -44,7 +51,7 @@ def local_sgd(sync_every: int, **options: Any) -> dict[str, Any]:
 
 def trained(workers: Workers, proof: Proof, *, size: int) -> Trajectory:
     """Rank 0's trajectory; the losses and evaluations of all ranks are the same."""
-    ranks: list[Trajectory] = workers.run(train, proof, size=size)
+    ranks: list[Trajectory] = workers.run(train, proof, size=size, timeout=LONG)
     assert all(rank.losses == ranks[0].losses and rank.sums == ranks[0].sums for rank in ranks)
     return ranks[0]
 
@@ -149,7 +156,10 @@ def test_looking_changes_nothing(workers: Workers, tmp_path: Path) -> None:
     """Evaluations and checkpoints in the middle of a round leave the trajectory as it is, to the bit."""
     for options in ({"sync_every": 5}, STREAMING):
         proof = Proof(strategy=diloco(**options), steps=9)
-        plain, looked = trained(workers, proof, size=2), workers.run(train_looking, proof, size=2)[0]
+        plain, looked = (
+            trained(workers, proof, size=2),
+            workers.run(train_looking, proof, size=2, timeout=LONG)[0],
+        )
         assert plain.losses == looked.losses
         assert largest_difference(plain.weights, looked.weights)[0] == 0.0
         assert plain.sums == looked.sums
@@ -253,3 +263,45 @@ def test_a_replica_that_skips_does_not_spoil_the_others(workers: Workers) -> Non
     assert ranks[0].updated == [True] * 6
     assert ranks[1].updated == [True, True, False, True, True, True]
     assert all(weight.isfinite().all() for weight in ranks[0].weights.values())
+
+
+ROUND = 50
+
+
+def bytes_of_steps(world: World, name: str, options: dict[str, Any], *spans: int) -> list[int]:
+    """What this rank's sockets send in so many steps, for each span in turn; the first begins training."""
+    recipes = job(size=world.size, precision="fp32", width=128)
+    read: list[int] = []
+    with strategy_of(Case(strategy=name, options=options), world, job=recipes) as strategy:
+        first = 0
+        for steps in (0, *spans):
+            run_steps(strategy, first=first, steps=steps)
+            first += steps
+            strategy.reduce({"quiet": torch.ones(())})
+            sent = bytes_sent()
+            assert sent is not None
+            read.append(sent)
+    return [after - before for before, after in itertools.pairwise(read)]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_it_sends_as_much_less_as_it_says(workers: Workers, size: int) -> None:
+    """With H = 50 at least 50 times less than DDP in as many steps, 100 as bf16, 150 as int8; not nothing."""
+    ddp = max(steps[1] for steps in workers.run(bytes_of_steps, "ddp", {}, 1, 2, size=size)) * ROUND / 2
+    for quantize, least in (("none", 50), ("bf16", 100), ("int8", 150)):
+        ranks = workers.run(bytes_of_steps, "diloco", {"quantize": quantize}, ROUND, size=size, timeout=LONG)
+        times = ddp / max(sent for (sent,) in ranks)
+        print(f"{size} replicas, {quantize}: {times:.2f} times fewer bytes than DDP")
+        assert least <= times <= 4.2 * ROUND
+
+
+def test_fragments_share_out_the_bytes_of_a_round(workers: Workers) -> None:
+    """Five fragments send as much in a round as one, never more than half of it at once."""
+    every = ROUND // 5
+    options = {"num_fragments": 5, "sync_every": ROUND}
+    spans = [every] * 5
+    sent = workers.run(bytes_of_steps, "diloco", options, *spans, size=2, timeout=LONG)[0]
+    with torch.device("meta"):
+        whole = 4 * sum(parameter.numel() for parameter in build_model(128).parameters())
+    assert whole <= sum(sent) <= 1.02 * whole
+    assert all(0 < part < 0.5 * whole for part in sent)

@@ -265,13 +265,14 @@ def _judge(drill: Drill, *, comes_back: bool, expected: list[float], code: int, 
 def unbroken(folder: Path) -> list[float]:
     """The losses of one process that nobody breaks."""
     settings = ["experiment=tiny", f"train.steps={STEPS}", f"run_dir={folder}"]
-    subprocess.run([sys.executable, "-m", "distrib", "train", *settings], check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "distrib", "train", *settings]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [line["loss"] for line in lines if "loss" in line and "lr" in line]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--launchers", default=",".join(LAUNCHERS))
     parser.add_argument("--drills", default=",".join(DRILLS))

@@ -157,7 +157,8 @@ class Hosts:
     def _switch(self) -> None:
         switch = f"{self.prefix}-sw"
         run("ip", "netns", "add", switch)
-        run("ip", "-n", switch, "link", "add", "br0", "type", "bridge", "stp_state", "0", "forward_delay", "0")
+        bridge = ["type", "bridge", "stp_state", "0", "forward_delay", "0"]
+        run("ip", "-n", switch, "link", "add", "br0", *bridge)
         run("ip", "-n", switch, "link", "set", "br0", "up")
 
     def _wire(self, number: int) -> None:
@@ -175,8 +176,9 @@ class Hosts:
         files += [self.folder / "sshd_config", self.folder / f"sshd-{name}.log"]
         unshare = subprocess.Popen(
             [
-                *["nsenter", f"--net=/run/netns/{self.prefix}-{name}"],
-                *["unshare", "--uts", "--ipc", "--mount", "--pid", "--fork", "--propagation", "private"],
+                *["setpriv", "--pdeathsig", "KILL"],  # a host does not outlive this process
+                *["nsenter", f"--net=/run/netns/{self.prefix}-{name}", "unshare", "--kill-child"],
+                *["--uts", "--ipc", "--mount", "--pid", "--fork", "--propagation", "private"],
                 *["bash", "-c", INIT, "_", name, *map(str, files)],
             ],
             stdin=subprocess.DEVNULL,
@@ -196,7 +198,8 @@ class Hosts:
     def _wait_for_ssh(self) -> None:
         deadline = time.monotonic() + 30
         for host in self.all:
-            while subprocess.run(self.all[0].inside("ssh", host.name, "true"), capture_output=True).returncode:
+            probe = self.all[0].inside("ssh", host.name, "true")
+            while subprocess.run(probe, capture_output=True, check=False).returncode:
                 assert time.monotonic() < deadline, f"{host.name} does not answer"
                 time.sleep(0.1)
 

@@ -50,6 +50,7 @@ ARROWS: dict[str, set[str]] = {
     "sealed": VALUES,
     "rendezvous": VALUES | {"store", "sealed", "diagnosis.checked", "diagnosis.collectives"},
     "diagnosis": VALUES | {"launchers.failure", "rendezvous"},
+    "doctor": VALUES | WORLD | {"launchers.failure", "rendezvous", "signals", "tracking.environment"},
     "tensor_file": VALUES,
     "state": VALUES | STATE,
     "targets": VALUES,

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from distrib.core import IGNORED, Batch, DataShard, Job, StepResult
+from distrib.errors import ConfigError
 from distrib.parallel.quantize import Quantize
 from distrib.parallel.reduce import flatten, unflatten
 from distrib.rendezvous import side_group
@@ -59,6 +60,9 @@ class Session:
         )
         num_microbatches = -(-job.num_microbatches // self.num_replicas)
         self.inner.setup(replace(job, num_microbatches=num_microbatches), self._inner_world())
+        if self.inner.shard.owners is not None:
+            remedy = "is not to be had within replicas, which take microbatches in turn; use none"
+            raise ConfigError("strategy.inner.balance", "measured", remedy)
         self._exchange = Exchange(apart, quantize=quantize)
         self.outer = Outer(
             self.inner.weights,

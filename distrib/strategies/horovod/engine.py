@@ -105,6 +105,13 @@ def stop() -> None:
     _horovod().shutdown()
 
 
+def built_with() -> str:
+    """What this build can use, as ``gloo, mpi``."""
+    hvd = _horovod()
+    parts = {"gloo": hvd.gloo_built(), "mpi": hvd.mpi_built(), "nccl": hvd.nccl_built()}
+    return ", ".join(name for name, built in parts.items() if built)
+
+
 def _horovod() -> Any:
     try:
         import horovod.torch

@@ -1,0 +1,192 @@
+"""Seconds and bytes until the same held-out loss, on hosts joined by a slow link.
+
+Every method trains one small language model from the same weights on the same global batches; seeds and
+methods take turns. The loss asked for is the lowest that every run has reached. Seconds are those of
+training; evaluations do not count, but what they send does. A run that is in ``--folder`` already is read,
+not repeated, so that a method can be added.
+
+Needs root: the hosts are network namespaces (`benchmarks.hosts`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.common import RESULTS, Numbers, free_port, rank_environment, write
+from benchmarks.curves import Curve, Panel, to_svg
+from benchmarks.hosts import INTERFACE, Host, hosts
+from distrib.cli.compose import compose
+from distrib.config import RunConfig, dump
+
+WORKERS = 2
+DILOCO = ("strategy=diloco", "strategy.sync_every=50")
+METHODS: dict[str, tuple[str, ...]] = {
+    "ddp": ("strategy=ddp",),
+    "ddp-bf16": ("strategy=ddp", "strategy.compression=bf16"),
+    "ddp-powersgd": ("strategy=ddp", "strategy.compression=powersgd"),
+    "diloco-50-int8": (*DILOCO, "strategy.quantize=int8"),
+    "local-sgd-50": ("strategy=local_sgd", "strategy.sync_every=50"),
+}
+"""By name what it adds to the command line; ``launcher.num_processes`` where it needs more than workers."""
+# 0.9 M parameters, a few hundredths of a second of arithmetic a step: what is slow is the link.
+TASK = (
+    "experiment=lm",
+    "task.max_length=64",
+    "data.heldout_fraction=0.01",
+    "model.hidden_size=128",
+    "model.num_layers=2",
+    "train.global_batch_size=8",
+    "train.microbatch_size=4",
+    "checkpoint.keep_best=false",
+    "checkpoint.keep_last=1",
+)
+TIME_LIMIT = 3600.0
+STEPS_BEFORE = 2
+"""`Measured` counts bytes from the third step on; the first count is after it."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--eval-every", type=int, default=25)
+    parser.add_argument("--rate", default="100mbit", help="of each host's link, as tc writes it")
+    parser.add_argument("--folder", type=Path, required=True, help="where the runs are kept")
+    given = parser.parse_args()
+    length = [f"train.steps={given.steps}", f"train.eval_every={given.eval_every}"]
+    configs = {name: compose([*TASK, *length, *words(name)]) for name in given.methods}
+    most = max(processes(config) for config in configs.values())
+    runs: dict[str, list[Path]] = {name: [] for name in configs}
+    with hosts(most, rate=given.rate) as network:
+        for seed in given.seeds:
+            for name, config in configs.items():
+                folder = given.folder / f"{name}-{seed}"
+                train(replace(config, seed=seed), folder, network)
+                runs[name].append(folder)
+                print(f"{name}, seed {seed}: {read(folder)[-1]}", flush=True)
+    report(runs, settings={"rate": given.rate, "steps": given.steps, "seeds": given.seeds})
+
+
+def words(method: str) -> list[str]:
+    """What a method adds to the command line."""
+    return [f"launcher.num_processes={WORKERS}", *METHODS[method]]
+
+
+def processes(config: RunConfig) -> int:
+    return int(config.launcher["num_processes"])
+
+
+def train(config: RunConfig, folder: Path, network: Sequence[Host]) -> None:
+    """Runs ``config`` with one process on each host; leaves ``folder`` alone where it is finished."""
+    if (folder / "summary.json").exists():
+        return
+    folder.mkdir(parents=True)
+    measured = {
+        "_target_": "distrib.proof.measured.Measured",
+        "folder": str(folder),
+        "inner": config.strategy,
+    }
+    dump(replace(config, strategy=measured), folder / "config.yaml")
+    size, port = processes(config), free_port()
+    ranks = [
+        subprocess.Popen(
+            host.command([sys.executable, "-m", "distrib.worker", str(folder)]),
+            env=environment(rank, size=size, port=port, address=network[0].address),
+            stdout=subprocess.DEVNULL,
+            stderr=(folder / f"stderr-{rank}.log").open("w"),
+        )
+        for rank, host in enumerate(network[:size])
+    ]
+    try:
+        for rank, process in enumerate(ranks):
+            if process.wait(timeout=TIME_LIMIT):
+                raise RuntimeError((folder / f"stderr-{rank}.log").read_text()[-4000:])
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+
+
+def environment(rank: int, *, size: int, port: int, address: str) -> dict[str, str]:
+    """One process a host, which finds the others by their addresses."""
+    apart = {
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "GROUP_RANK": str(rank),
+        "GROUP_WORLD_SIZE": str(size),
+    }
+    meeting = {"MASTER_ADDR": address, "GLOO_SOCKET_IFNAME": INTERFACE}
+    environ = rank_environment(rank, size=size, port=port) | apart | meeting
+    return environ | {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
+
+
+def read(folder: Path) -> list[Numbers]:
+    """One entry per evaluation: held-out loss, seconds trained and bytes that rank 0 had sent."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    sent = json.loads((folder / "measured-0.json").read_text())["sent"]
+    seconds, found = 0.0, []
+    for line in lines:
+        if "seconds" in line:
+            seconds += line["seconds"]
+        if "eval/loss" in line:
+            count = float(sent[int(line["step"]) - STEPS_BEFORE])
+            found.append(
+                {"loss": line["eval/loss"], "seconds": seconds, "bytes": count, "step": line["step"]}
+            )
+    return found
+
+
+def report(runs: Mapping[str, Sequence[Path]], *, settings: Mapping[str, object]) -> None:
+    """Writes the table's numbers and the picture."""
+    curves = {name: [read(folder) for folder in folders] for name, folders in runs.items()}
+    target = max(min(point["loss"] for point in curve) for many in curves.values() for curve in many)
+    numbers = {name: [reached(curve, target) for curve in many] for name, many in curves.items()}
+    if "ddp" in numbers:
+        for many in numbers.values():
+            for ours, theirs in zip(many, numbers["ddp"], strict=True):
+                ours["loss_over_ddp"] = ours["final_loss"] / theirs["final_loss"] - 1
+                ours["times_fewer_bytes"] = theirs["bytes_per_step"] / ours["bytes_per_step"]
+    print(write("time-to-loss", numbers, settings={**settings, "target": target}))
+    picture = RESULTS / "time-to-loss.svg"
+    picture.write_text(to_svg([panel(curves, "seconds", unit=1.0), panel(curves, "bytes", unit=1e6)]))
+    print(picture)
+
+
+def reached(curve: Sequence[Numbers], target: float) -> Numbers:
+    """When a run was first at the loss asked for, between two evaluations by the straight line."""
+    last = curve[-1]
+    steps = last["step"]
+    at = next(number for number, point in enumerate(curve) if point["loss"] <= target)
+    after, before = curve[at], curve[max(at - 1, 0)]
+    fall = before["loss"] - after["loss"]
+    share = (before["loss"] - target) / fall if fall > 0 else 1.0
+    return {
+        "seconds": before["seconds"] + share * (after["seconds"] - before["seconds"]),
+        "bytes": before["bytes"] + share * (after["bytes"] - before["bytes"]),
+        "final_loss": last["loss"],
+        "seconds_per_step": last["seconds"] / steps,
+        "bytes_per_step": last["bytes"] / steps,
+    }
+
+
+def panel(curves: Mapping[str, Sequence[Sequence[Numbers]]], number: str, *, unit: float) -> Panel:
+    """One picture: a curve for every seed, in its method's colour."""
+    drawn = [
+        Curve(name=name, points=[(point[number] / unit, point["loss"]) for point in curve])
+        for name, many in curves.items()
+        for curve in many
+    ]
+    along = {"seconds": "seconds of training", "bytes": "MB sent by a worker"}[number]
+    return Panel(along=along, up="held-out loss", curves=drawn)
+
+
+if __name__ == "__main__":
+    main()

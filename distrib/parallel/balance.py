@@ -1,0 +1,147 @@
+"""Microbatches by measured speed: a rank that takes three times as long is given a third as many.
+
+Who runs a microbatch changes nothing but the order in which gradients are added up. What matters is that
+all ranks agree, also the thread that collates ahead: speeds measured in one window of steps are added up
+while the next step runs, and count from `LEAD` steps later on.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from distrib.core import DataShard
+from distrib.parallel.accumulate import Context
+
+EVERY = 8
+"""Steps of a window: a message of 8 bytes per rank for each."""
+LEAD = 8
+"""Steps that may be collated ahead of the one that runs."""
+
+
+def share_out(speeds: Sequence[float], count: int) -> list[int]:
+    """How many of ``count`` equal pieces of work each rank is given so that the last is done soonest.
+
+    Every rank gets one at least, as one without would run a ghost that takes as long; with fewer pieces
+    than ranks the first ones get one. Then one piece after another goes to the rank that would be done
+    with it first, which is the optimum. N ranks whose speeds add up to V are done after
+    (count + N - 1) / V at the latest, 1 + (N - 1) / count times the ideal, unless one of them is so slow
+    that its only piece takes longer.
+    """
+    size = len(speeds)
+    if count < size:
+        return [1] * count + [0] * (size - count)
+    shares = [1] * size
+    waiting = [(2 / speed, rank) for rank, speed in enumerate(speeds)]
+    heapq.heapify(waiting)
+    for _ in range(count - size):
+        _, rank = waiting[0]
+        shares[rank] += 1
+        heapq.heapreplace(waiting, ((shares[rank] + 1) / speeds[rank], rank))
+    return shares
+
+
+def deal(shares: Sequence[int]) -> list[int]:
+    """The owner of each piece: everybody's spread evenly over the whole, as the first pieces are longest."""
+    places = [((turn + 0.5) / share, rank) for rank, share in enumerate(shares) for turn in range(share)]
+    return [rank for _, rank in sorted(places)]
+
+
+@lru_cache(maxsize=16)
+def owners_by_speed(speeds: tuple[float, ...], count: int) -> Sequence[int]:
+    """Which rank runs each of ``count`` microbatches."""
+    return deal(share_out(speeds, count))
+
+
+class Stopwatch:
+    """Adds up how long a device took for what ran within `timed`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds: list[float] = []
+        self._events: list[tuple[torch.Event, torch.Event]] = []
+
+    @contextmanager
+    def timed(self, context: Context) -> Iterator[None]:
+        """``context``, with the time taken; an accelerator is not waited for."""
+        if self._device.type == "cpu":
+            began = time.perf_counter()
+            with context():
+                yield
+            self._seconds.append(time.perf_counter() - began)
+            return
+        start, end = (torch.Event(self._device, enable_timing=True) for _ in range(2))
+        start.record()
+        with context():
+            yield
+        end.record()
+        self._events.append((start, end))
+
+    def take(self) -> float:
+        """Mean seconds since the last time, 0 for none. Waits until the device is done with them."""
+        for start, end in self._events:
+            end.synchronize()
+            self._seconds.append(start.elapsed_time(end) / 1000)
+        seconds = self._seconds
+        self._seconds, self._events = [], []
+        return sum(seconds) / len(seconds) if seconds else 0.0
+
+
+class Balancer:
+    """Measures how fast each rank runs a microbatch's forward pass, which waits for nobody."""
+
+    def __init__(self, *, rank: int, size: int, device: torch.device) -> None:
+        self._rank, self._size = rank, size
+        self._device = device
+        self._stopwatch = Stopwatch(device)
+        self._known: list[tuple[int, tuple[float, ...]]] = [(0, (1.0,) * size)]
+        """From which step on which speeds count."""
+        self._under_way: tuple[Tensor, dist.Work] | None = None
+
+    @property
+    def shard(self) -> DataShard:
+        """This rank's share, by the speeds that count at a step."""
+        return DataShard(index=self._rank, count=self._size, owners=self.owners, lead=LEAD)
+
+    @property
+    def speeds(self) -> tuple[float, ...]:
+        """Microbatches per second by rank, as last measured; all 1 before."""
+        return self._known[-1][1]
+
+    def owners(self, step: int, count: int) -> Sequence[int]:
+        """Which rank runs each of the ``count`` microbatches of a step."""
+        speeds = next(speeds for first, speeds in reversed(self._known) if first <= step)
+        return owners_by_speed(speeds, count)
+
+    def watched(self, forward_context: Context) -> Context:
+        """``forward_context``, measured."""
+        return partial(self._stopwatch.timed, forward_context)
+
+    def step_done(self, step: int) -> None:
+        """Takes in what the ranks measured in the last window, begins to add up this one's."""
+        if self._under_way is not None:
+            vector, work = self._under_way
+            work.wait()
+            self._under_way = None
+            self._learn(vector.tolist(), first=step + LEAD + 1)
+        if (step + 1) % EVERY == 0:
+            vector = torch.zeros(self._size, dtype=torch.float64, device=self._device)
+            vector[self._rank] = self._stopwatch.take()
+            work = dist.all_reduce(vector, async_op=True)
+            assert work is not None
+            self._under_way = vector, work
+
+    def _learn(self, seconds: Sequence[float], *, first: int) -> None:
+        if all(value > 0 for value in seconds):
+            self._known = [*self._known[-LEAD:], (first, tuple(1 / value for value in seconds))]
+
+    def measures(self) -> dict[str, float]:
+        """How many times faster the fastest rank is than the slowest."""
+        return {"speed_spread": max(self.speeds) / min(self.speeds)}

@@ -1,0 +1,73 @@
+"""``balance=measured``: a slow rank gets fewer microbatches, and the result is one process's all the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+
+from distrib.parallel import balance
+from distrib.testing import proof as proofs
+from distrib.testing.proof import Proof, Trajectory, global_batch, job_for, largest_difference, train
+from distrib.testing.workers import Workers
+from distrib.world import World
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+BALANCED = {"_target_": "distrib.strategies.ddp.DDP", "balance": "measured"}
+SLOW_RANK, DELAY, CLOCK = 1, 0.005, 100
+"""Seconds that each microbatch takes longer there. On a busy machine all take longer, at times by more, so
+the stopwatch of that rank also runs so many times too fast."""
+STEPS = 12
+WINDOW, AHEAD = 3, 2
+"""A window is measured after 3 steps, known after 4 and counts from the seventh on."""
+
+
+def train_delayed(world: World, proof: Proof) -> tuple[Trajectory, list[int]]:
+    """Trains with a rank that takes its time; also how many microbatches this rank ran in each step."""
+    ran: list[int] = []
+    is_slow = world.rank == SLOW_RANK
+
+    def delayed(job: Any) -> Any:
+        def loss(model: nn.Module, tensors: Any) -> Tensor:
+            ran[-1] += 1
+            time.sleep(DELAY if is_slow else 0.0)
+            return job.loss(model, tensors)
+
+        return dataclasses.replace(job, loss=loss)
+
+    def counted(proof: Proof, step: int) -> Any:
+        ran.append(0)
+        return global_batch(proof, step)
+
+    clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() * (CLOCK if is_slow else 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proofs, "job_for", lambda proof: delayed(job_for(proof)))
+        patch.setattr(proofs, "global_batch", counted)
+        patch.setattr(balance, "time", clock)
+        patch.setattr(balance, "EVERY", WINDOW)
+        patch.setattr(balance, "LEAD", AHEAD)
+        return train(world, proof), ran
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_slow_rank_gets_fewer_and_nothing_changes(workers: Workers, size: int) -> None:
+    """float64 to 1e-9 with dropout and clipping; each microbatch runs once, the slow rank's share shrinks."""
+    proof = Proof(strategy=BALANCED, microbatch_size=1, steps=STEPS)
+    answers = workers.run(train_delayed, proof, size=size, timeout=240.0)
+    theirs = train(
+        World(), dataclasses.replace(proof, strategy={"_target_": "distrib.strategies.single.Single"})
+    )
+    for ours, _ in answers:
+        assert ours.losses == pytest.approx(theirs.losses, abs=1e-9, rel=0)
+        assert ours.grad_norms == pytest.approx(theirs.grad_norms, abs=1e-8, rel=0)
+        assert ours.sums["right"] == theirs.sums["right"]
+    assert largest_difference(answers[0][0].weights, theirs.weights)[0] <= 1e-9
+    shares = [ran for _, ran in answers]
+    assert [sum(step) for step in zip(*shares, strict=True)] == [proof.global_batch_size] * STEPS
+    assert shares[SLOW_RANK][0] == len(range(SLOW_RANK, proof.global_batch_size, size))
+    assert shares[SLOW_RANK][-1] < shares[SLOW_RANK][0]
