@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,14 @@ from pathlib import Path
 
 import psutil
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "unshare", "nsenter", "ip")
+PROGRAMS = (
+    "munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "unshare", "nsenter", "setpriv", "ip",
+)  # fmt: skip
 NETWORK = "10.78.0"
 UP_SECONDS = 60.0
 CPUS = 4
+TIED = ("setpriv", "--pdeathsig", "KILL", "--")
+"""In front of a command: it dies with the tests, however these end."""
 
 CONF = """\
 ClusterName=distrib-test
@@ -52,7 +57,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
-NodeName=h[1-{nodes}] CPUs={cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=4000
+NodeName=h[1-{nodes}] CPUs={cpus} SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=4000
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 PartitionName=brief Nodes=ALL MaxTime=1 State=UP
 """
@@ -132,7 +137,7 @@ class Cluster:
         (self.folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines]) + "\n")
         self.conf.write_text(CONF.format(folder=self.folder, nodes=self.size, cpus=CPUS))
         self._start_munge()
-        self.hub = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+        self.hub = subprocess.Popen([*TIED, "unshare", "--net", "sleep", "infinity"])
         wait_until(lambda: _net(self.hub.pid) != _net(os.getpid()))  # type: ignore[union-attr]
         self._in_hub("ip", "link", "add", "br0", "type", "bridge", "stp_state", "0", "forward_delay", "0")
         self._in_hub("ip", "link", "set", "br0", "up")
@@ -152,11 +157,21 @@ class Cluster:
             process.wait()
 
     def boot(self, name: str) -> None:
-        """Starts a host, also one that has lost its power."""
-        (self.folder / f"{name}.booted").unlink(missing_ok=True)
+        """Starts a host."""
         spaces = ["--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--kill-child"]
         outer = subprocess.Popen(
-            ["unshare", *spaces, "--propagation=private", "bash", "-c", BOOT, "boot", name, str(self.folder)],
+            [
+                *TIED,
+                "unshare",
+                *spaces,
+                "--propagation=private",
+                "bash",
+                "-c",
+                BOOT,
+                "boot",
+                name,
+                str(self.folder),
+            ],
             stdin=subprocess.DEVNULL,
         )
         wait_until((self.folder / f"{name}.booted").exists)
@@ -170,10 +185,6 @@ class Cluster:
     def lose(self, name: str) -> None:
         """A host's power loss."""
         self.hosts[name].kill()
-
-    def revive(self, name: str) -> None:
-        self.boot(name)
-        self.start_slurmd(name)
 
     def run(self, *command: str, check: bool = True) -> str:
         """One of SLURM's commands on h1, and what it printed."""
@@ -234,7 +245,7 @@ class Cluster:
         with (self.folder / f"{name}.out").open("ab") as out:
             self.daemons.append(
                 subprocess.Popen(
-                    command,
+                    [*TIED, *command],
                     env=self.environment(),
                     stdin=subprocess.DEVNULL,
                     stdout=out,
@@ -247,7 +258,6 @@ class Cluster:
         """A cable from the host to the bridge."""
         number = name.removeprefix("h")
         assert self.hub is not None
-        self._in_hub("ip", "link", "delete", f"p{number}", check=False)
         _ip("link", "add", "eth0", "netns", str(first), "type", "veth", "peer", "name", f"p{number}", "netns",
             str(self.hub.pid))  # fmt: skip
         self._in_hub("ip", "link", "set", f"p{number}", "master", "br0", "up")
@@ -255,22 +265,22 @@ class Cluster:
         subprocess.run([*inside, "addr", "add", f"{NETWORK}.{number}/24", "dev", "eth0"], check=True)
         subprocess.run([*inside, "link", "set", "eth0", "up"], check=True)
 
-    def _in_hub(self, *command: str, check: bool = True) -> None:
+    def _in_hub(self, *command: str) -> None:
         assert self.hub is not None
-        subprocess.run(
-            ["nsenter", f"--target={self.hub.pid}", "--net", "--", *command], check=check, capture_output=True
-        )
+        subprocess.run(["nsenter", f"--target={self.hub.pid}", "--net", "--", *command], check=True)
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, *, size: int = 3) -> Iterator[Cluster]:
-    """A cluster of ``size`` nodes; ``folder`` must be readable for all, as SLURM wants its configuration."""
-    started = Cluster(folder=folder, size=size)
-    try:
-        started.up()
-        yield started
-    finally:
-        started.down()
+def cluster(*, size: int = 3) -> Iterator[Cluster]:
+    """A cluster of ``size`` nodes. Its folder has a short path: a socket's may have 108 characters."""
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        Path(folder).chmod(0o755)  # munge refuses its socket where others cannot come to it
+        started = Cluster(folder=Path(folder), size=size)
+        try:
+            started.up()
+            yield started
+        finally:
+            started.down()
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:

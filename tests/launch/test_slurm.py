@@ -1,4 +1,4 @@
-"""``launcher=slurm`` against SLURM's own daemons on hosts of our own: how jobs start, fail, stop and go on."""
+"""``launcher=slurm`` against SLURM's own daemons on hosts of our own: jobs start, fail, stop and go on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,10 +31,15 @@ LIMIT_SECONDS = 120.0
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
-        Path(folder).chmod(0o755)
-        with cluster(Path(folder), size=3) as started:
-            yield started
+    with cluster(size=3) as started:
+        yield started
+
+
+@pytest.fixture
+def fragile() -> Iterator[Cluster]:
+    """A cluster that a test may break."""
+    with cluster(size=3) as started:
+        yield started
 
 
 @pytest.fixture(autouse=True)
@@ -307,7 +311,7 @@ def test_what_the_cluster_does_not_have(
 
 
 def test_a_hostile_run_directory_is_only_a_path(slurm: Cluster, tmp_path: Path) -> None:
-    """Quotes, spaces, %, # and $() in it are taken as they stand, in the script and in SLURM's own file names."""
+    """Quotes, spaces, %, # and $() in it are taken as they stand, in the script and by SLURM."""
     folder = tmp_path / 'it\'s $(touch x) `touch y` "%j" #1; & é'
     folder.mkdir()
     with launch(slurm, folder, "fine") as job:
@@ -319,13 +323,20 @@ def test_a_hostile_run_directory_is_only_a_path(slurm: Cluster, tmp_path: Path) 
     assert os.listdir(folder / "run" / "logs")
 
 
-def test_a_lost_node_sends_the_job_to_others(slurm: Cluster, tmp_path: Path) -> None:
-    """A node without power: the job is queued again and goes on from its checkpoint on nodes that are left."""
-    with launch(slurm, tmp_path, "goes_on", num_nodes=2) as job:
+def test_a_lost_node_sends_the_job_to_others(fragile: Cluster, tmp_path: Path) -> None:
+    """A node without power: the job queues again and goes on from its checkpoint on those that are left."""
+    with launch(fragile, tmp_path, "goes_on", num_nodes=2) as job:
         job.wait_ready(0, 1)
-        slurm.lose("h2")
-        try:
-            assert job.code() == 0, job.out
-        finally:
-            slurm.revive("h2")
+        fragile.lose("h2")
+        assert job.code() == 0, job.out
         assert f"resumed {job.run_dir} on h3" in job.log(1)
+
+
+def test_the_first_nodes_loss_sends_the_job_to_others(fragile: Cluster, tmp_path: Path) -> None:
+    """The same where the script itself ran on the lost node: then SLURM puts the job back."""
+    fragile.run("scontrol", "update", "nodename=h1", "state=drain", "reason=the controller's own")
+    with launch(fragile, tmp_path, "goes_on", num_nodes=1) as job:
+        job.wait_ready(0)
+        fragile.lose("h2")
+        assert job.code() == 0, job.out
+        assert f"resumed {job.run_dir} on h3" in job.log(0)
