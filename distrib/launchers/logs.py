@@ -97,9 +97,7 @@ class Mirror:
     followed instead, because the rank writes more to it: what it shows on the terminal.
     """
 
-    def __init__(
-        self, log: int, *, rank: int = 0, label: str = "", screen: TextIO | None = None
-    ) -> None:
+    def __init__(self, log: int, *, rank: int = 0, label: str = "", screen: TextIO | None = None) -> None:
         self._reading, self.writing = os.pipe()
         os.set_blocking(self._reading, False)
         self._log = os.dup(log)

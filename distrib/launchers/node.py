@@ -144,9 +144,7 @@ class Node:
         answer: Message = self._next(timeout, waiting_for=f"an answer to {next(iter(message))}")["answer"]
         return answer
 
-    def start(
-        self, command: Command, files: Files, *, cwd: str, inherits: Collection[str] = ()
-    ) -> Remote:
+    def start(self, command: Command, files: Files, *, cwd: str, inherits: Collection[str] = ()) -> Remote:
         """Starts one process there; what it writes comes back into ``files``.
 
         Args:

@@ -16,9 +16,7 @@ USERS_ERROR = 2
 """The exit code of what only the user can mend (`ConfigError`): it would fail again."""
 
 
-def with_restarts(
-    attempt: Callable[[LaunchPlan], int], plan: LaunchPlan, *, max_restarts: int
-) -> int:
+def with_restarts(attempt: Callable[[LaunchPlan], int], plan: LaunchPlan, *, max_restarts: int) -> int:
     """The exit code of the last attempt: at most ``max_restarts`` more than one.
 
     Every attempt is a job of its own, with a name, a token and a prefix at the store of its own: a rank
@@ -40,9 +38,7 @@ def with_restarts(
             return code
         restarts += 1
         where = "the last checkpoint" if has_checkpoint(plan.run_dir) else "the beginning: no checkpoint yet"
-        print(
-            f"notice: restart {restarts} of {max_restarts}, from {where}", file=sys.stderr, flush=True
-        )
+        print(f"notice: restart {restarts} of {max_restarts}, from {where}", file=sys.stderr, flush=True)
 
 
 def has_checkpoint(run_dir: Path) -> bool:

@@ -117,9 +117,7 @@ class Supervisor:
         first = command.rank == 0
         port = {PORT_FD: self._port_fd} if first and self._port_fd is not None else {}
         try:
-            files = Files(
-                stdout=1 if first else err, stderr=err, named={LIFELINE: self._lifeline, **port}
-            )
+            files = Files(stdout=1 if first else err, stderr=err, named={LIFELINE: self._lifeline, **port})
             running = self._start(command, files)
         finally:
             os.close(log)

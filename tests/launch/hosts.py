@@ -150,9 +150,7 @@ class Hosts:
         listed = "".join(f"{address} {name}\n::ffff:{address} {name}\n" for name, address in names)
         (self.folder / "etc-hosts").write_text(f"127.0.0.1 localhost\n{listed}")
         variables = " ".join(f'"{name}={value}"' for name, value in self.variables.items())
-        (self.folder / "sshd_config").write_text(
-            SSHD_CONFIG.format(folder=self.folder, variables=variables)
-        )
+        (self.folder / "sshd_config").write_text(SSHD_CONFIG.format(folder=self.folder, variables=variables))
 
     def _switch(self) -> None:
         switch = f"{self.prefix}-sw"
@@ -191,9 +189,7 @@ class Hosts:
             assert unshare.poll() is None, f"{name} did not start"
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        return Host(
-            name=name, address=f"{self.subnet}.{number}", unshare=unshare, init=children[0].pid
-        )
+        return Host(name=name, address=f"{self.subnet}.{number}", unshare=unshare, init=children[0].pid)
 
     def _wait_for_ssh(self) -> None:
         deadline = time.monotonic() + 30
