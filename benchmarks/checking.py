@@ -57,7 +57,7 @@ def worker(name: str) -> Numbers:
     value = torch.ones(1000)
     with progress_of(world, watched=name != "bare") as progress:
         process_group(world)
-        for step in range(WARMUP):
+        for _ in range(WARMUP):
             dist.all_reduce(value)
         wall, cpu = time.perf_counter(), time.process_time()
         for step in range(OPERATIONS):

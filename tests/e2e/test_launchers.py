@@ -95,7 +95,7 @@ def test_a_request_to_stop_saves(tmp_path: Path, launcher: str) -> None:
 
 @pytest.mark.full
 def test_torchruns_own_restart_goes_on(tmp_path: Path) -> None:
-    """Stock torchrun --max-restarts: a killed rank, and the same run directory goes on from its checkpoint."""
+    """Stock torchrun --max-restarts: a rank is killed, and the same run directory goes on."""
     options = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "--monitor-interval", "0.2"]
     prefix = [sys.executable, "-m", "torch.distributed.run", *options]
     settings = ("strategy=ddp", "train.steps=40", "train.log_every=1", "checkpoint.save_every=4")
