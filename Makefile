@@ -12,16 +12,17 @@ PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STATE := $(shell cat pyproject.toml constraints.txt | sha256sum | cut -c 1-16)
 BASE  := $(VENV)/.base-$(STATE)
 ALL   := $(VENV)/.all-$(STATE)
+export PATH := $(PATH):/usr/sbin:/sbin
 CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all horovod train test quick full-test lint bench clean
+.PHONY: help setup setup-all horovod train test quick cluster-test full-test lint bench clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 setup: $(BASE)  ## Make .venv with what training and the examples need
 setup-all: $(ALL)  ## The same, with engines, trackers, peers for the benchmarks, and test tools
@@ -37,6 +38,11 @@ test: lint  ## Lint, types and the test suite
 
 quick: setup-all  ## The tests that take under 90 seconds together
 	$(BIN)/python -m pytest -m "not slow and not full and not cluster" $(ARGS)
+
+cluster-test: setup-all  ## The tests on real SLURM, sshd and Open MPI, on hosts made of network namespaces; needs root
+	@for program in sshd mpirun slurmctld slurmd munged ip nsenter; do command -v $$program >/dev/null || \
+	  { echo "$$program is missing: .ci/cluster and .ci/slurm install what these tests need"; exit 1; }; done
+	$(BIN)/python -m pytest -m cluster $(ARGS)
 
 full-test: lint  ## Every test, those that take minutes or need network namespaces too
 	$(BIN)/python -m pytest $(ARGS)
@@ -71,7 +77,9 @@ $(BASE): $(VENV)/bin/python
 	@rm -f $(VENV)/.base-* && touch $@
 
 $(ALL): $(BASE)
-	$(PIP) -c constraints.txt -e '.[examples,deepspeed,tracking,bench,dev]'
+	$(PIP) -c constraints.txt -e '.[examples,deepspeed,tracking,bench,sweep,dev]'
 	.ci/horovod $(BIN)/python
 	$(if $(CHROMIUM),,-@.ci/chromium)
+	@command -v sshd >/dev/null && command -v mpirun >/dev/null || .ci/cluster || true
+	@command -v slurmctld >/dev/null || .ci/slurm || true
 	@rm -f $(VENV)/.all-* && touch $@

@@ -48,6 +48,10 @@ class Case:
 
 
 KEEP = {"reshard_after_forward": False}
+LEAN = {
+    "config": {"zero_optimization": {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}}
+}
+"""No parameter stays gathered on every rank, small ones included."""
 CASES = {
     "ddp": Case(strategy="ddp", traffic=Fraction(2), memory=(16, 0)),
     "ddp-bf16": Case(strategy="ddp", options={"compression": "bf16"}, traffic=Fraction(1)),
@@ -63,11 +67,12 @@ CASES = {
     ),
     "zero1": Case(strategy="zero1", traffic=Fraction(2), memory=(4, 16)),
     "zero2": Case(strategy="zero2", traffic=Fraction(2), memory=(4, 16)),
+    "zero2-bf16": Case(strategy="zero2", precision="bf16", traffic=Fraction(2), memory=(4, 16)),
     "zero3": Case(strategy="zero3", traffic=Fraction(3), memory=(0, 20)),
+    "zero3-lean": Case(strategy="zero3", options=LEAN, traffic=Fraction(3), memory=(0, 20)),
+    "zero3-bf16": Case(strategy="zero3", precision="bf16", traffic=Fraction(3), memory=(0, 20)),
     "horovod": Case(strategy="horovod", traffic=Fraction(2), memory=(16, 0)),
 }
-OWN = ("ddp", "ddp-bf16", "ddp-powersgd", "fsdp", "fsdp-keep", "fsdp-bf16")
-"""Those that need no further engine than torch."""
 
 
 class Stack(nn.Module):
@@ -120,11 +125,17 @@ def batch(*, index: int, size: int) -> Batch:
     return Batch(tensors={"input_ids": tokens, "labels": tokens}, index=index, step_targets=size * LENGTH)
 
 
+def build_strategy(name: str, **options: Any) -> Strategy:
+    """As the command would for ``strategy=<name>``."""
+    target = {**yaml.safe_load((CONF / f"{name}.yaml").read_text()), **options}
+    strategy: Strategy = build(target, key="strategy", plugins=())
+    return strategy
+
+
 @contextmanager
 def strategy_of(case: Case, world: World, *, job: Job) -> Iterator[Strategy]:
     """The case's strategy, set up; closed afterwards."""
-    target = {**yaml.safe_load((CONF / f"{case.strategy}.yaml").read_text()), **case.options}
-    strategy: Strategy = build(target, key="strategy", plugins=())
+    strategy = build_strategy(case.strategy, **case.options)
     try:
         strategy.setup(job, world)
         yield strategy

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from benchmarks.problem import (
     MAX_GRAD_NORM,
     TASK,
     Clock,
+    Numbers,
     Problem,
     build_model,
     build_optimizer,
@@ -25,28 +25,43 @@ from benchmarks.problem import (
     examples,
 )
 
-Numbers = dict[str, float]
-
 
 def plain(problem: Problem, folder: Path) -> Numbers:
-    """The loop one writes by hand; under several ranks with DistributedDataParallel around the model."""
-    with ExitStack() as stack:
-        model = module = build_model(problem.model)
-        if problem.size > 1:
-            dist.init_process_group("gloo")
-            stack.callback(dist.destroy_process_group)
-            model = DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
-        parameters = list(module.parameters())
-        optimizer = build_optimizer(module)
-        clock = Clock(problem)
-        for step, tensors in enumerate(clock.watch(batches(problem))):
-            for group in optimizer.param_groups:
-                group["lr"] = problem.lr(step)
-            mean_loss(model, tensors).backward()
-            nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
-            optimizer.step()
-            optimizer.zero_grad()
-        return clock.stop(module)
+    """The loop one writes by hand; under several ranks with the problem's engine around the model."""
+    if problem.size == 1:
+        return independent(problem, folder)
+    if problem.engine != "ddp":
+        from benchmarks.engine_loops import by_hand
+
+        return by_hand(problem)
+    dist.init_process_group("gloo")
+    try:
+        module = build_model(problem.model)
+        model = DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
+        return torch_loop(problem, model, module)
+    finally:
+        dist.destroy_process_group()
+
+
+def independent(problem: Problem, folder: Path) -> Numbers:
+    """This rank's microbatches, without a word to another rank."""
+    module = build_model(problem.model)
+    return torch_loop(problem, module, module)
+
+
+def torch_loop(problem: Problem, model: nn.Module, module: nn.Module) -> Numbers:
+    """Trains ``module``, which ``model`` wraps or is."""
+    parameters = list(module.parameters())
+    optimizer = build_optimizer(module)
+    clock = Clock(problem)
+    for step, tensors in enumerate(clock.watch(batches(problem))):
+        for group in optimizer.param_groups:
+            group["lr"] = problem.lr(step)
+        mean_loss(model, tensors).backward()
+        nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+    return clock.stop(module)
 
 
 def accelerate(problem: Problem, folder: Path) -> Numbers:

@@ -1,6 +1,6 @@
 """Bytes per parameter that a rank holds after backward, and its peak while the strategy is set up.
 
-Live tensors, counted by storage just before the optimizer's second update: weights, gradients, and optimizer
+Live tensors, counted by storage between the second backward and its update: weights, gradients, and optimizer
 state, which exists after the first. Activations are freed by then. ``formula`` is what theory says.
 The peak of setting up is of resident memory, over what the process had before; the model is built whole on
 every rank first, which is 4 bytes per parameter.
@@ -13,19 +13,15 @@ import dataclasses
 import gc
 import json
 import sys
-from collections.abc import Iterable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks.common import Numbers, Variant, interleave, write
 
 if TYPE_CHECKING:
-    from torch.optim import Optimizer
-
     from distrib.core import Job
     from distrib.strategies.base import Strategy
 
-NAMES = ("ddp", "fsdp", "fsdp-keep", "fsdp-bf16")
 WIDTH = 512
 
 
@@ -35,7 +31,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", nargs="+", type=int, default=[2, 4])
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(NAMES))
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        choices=list(CASES),
+        default=[name for name, case in CASES.items() if case.memory],
+    )
     arguments = parser.parse_args()
     for size in arguments.processes:
         variants = [
@@ -74,14 +75,13 @@ def worker(name: str) -> Numbers:
 
 
 def watched(recipes: Job, live: list[int]) -> Job:
-    """The same recipes, with an optimizer that notes the live bytes just before each update."""
+    """The same recipes, with a learning rate that notes the live bytes: it is asked for after backward."""
 
-    def build(parameters: Iterable[Any]) -> Optimizer:
-        optimizer = recipes.build_optimizer(parameters)
-        optimizer.register_step_pre_hook(lambda *_: live.append(live_bytes()))
-        return optimizer
+    def lr(step: int) -> float:
+        live.append(live_bytes())
+        return recipes.lr(step)
 
-    return dataclasses.replace(recipes, build_optimizer=build)
+    return dataclasses.replace(recipes, lr=lr)
 
 
 def live_bytes() -> int:

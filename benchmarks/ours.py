@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 import distrib.run
+from benchmarks.engines import build_strategy
 from benchmarks.problem import (
     GLOBAL_BATCH,
     MAX_GRAD_NORM,
@@ -32,9 +33,6 @@ from distrib.optimizers import AdamW
 from distrib.recipes import ModelRecipe, make_job
 from distrib.run import Rank
 from distrib.schedules import Linear
-from distrib.strategies.base import Strategy
-from distrib.strategies.ddp import DDP
-from distrib.strategies.single import Single
 from distrib.tasks.base import Task, Vocabulary
 from distrib.tracking.base import NullTracker
 from distrib.tracking.several import trackers_of_a_run
@@ -93,7 +91,7 @@ def assemble(problem: Problem, *, folder: Path, model: Model) -> Rank:
         train=data, heldout=data, vocabulary=VOCABULARY, tokenizer_dir=folder / "tokenizer", notes={}
     )
     recipe = ModelRecipe(config, model=model, task=TASK, prepared=prepared)
-    strategy: Strategy = DDP() if problem.size > 1 else Single()
+    strategy = build_strategy(problem.engine if problem.size > 1 else "single")
     optimizer = AdamW(lr=PEAK_LR, weight_decay=WEIGHT_DECAY)
     return Rank(
         config=config,
@@ -115,7 +113,7 @@ def run_config(problem: Problem) -> RunConfig:
     return RunConfig(
         name="benchmark",
         seed=SEED,
-        choices={"strategy": "ddp" if problem.size > 1 else "single"},
+        choices={"strategy": problem.engine if problem.size > 1 else "single"},
         checkpoint=CheckpointConfig(keep_best=False),
         train=TrainConfig(
             steps=problem.total,

@@ -1,8 +1,9 @@
 """What a step costs beyond the hand-written loop: ours, Accelerate, Lightning Fabric, transformers Trainer.
 
-CPU and wall time per optimizer step of one rank (all its threads), and the peak resident memory of
-a rank, for a tiny perceptron and for MiniLM, on one process and on two with DistributedDataParallel.
-Every variant must end with the same weights, or nothing is written.
+CPU and wall time per optimizer step of one rank (all its threads), and the peak resident memory of a
+rank, for a tiny perceptron and for MiniLM, on one process and on two with DistributedDataParallel. On every
+other engine ours is measured against the loop that one writes by hand around it. All variants must end with
+the same weights, or nothing is written.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.common import Numbers, Variant, interleave, write
 
-NAMES = ("plain", "ours", "fabric", "accelerate", "trainer")
+PEERS = ("fabric", "accelerate", "trainer")
+ENGINES = ("ddp", "fsdp", "horovod", "zero1", "zero2", "zero3")
 STEPS = {"mlp": (1500, 100), "minilm": (8, 2)}
 """Measured steps and warm-up steps by model."""
 
@@ -23,27 +25,36 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=sorted(STEPS), default=sorted(STEPS, reverse=True))
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     arguments = parser.parse_args()
     for model in arguments.models:
         for size in arguments.processes:
-            measure(model, size=size, repeats=arguments.repeats)
+            for engine in arguments.engines if size > 1 else ["ddp"]:
+                measure(model, size=size, engine=engine, repeats=arguments.repeats)
 
 
-def measure(model: str, *, size: int, repeats: int) -> None:
-    """All variants of one model on ``size`` processes, into ``results/overhead-<model>-<size>.json``."""
+def measure(model: str, *, size: int, engine: str, repeats: int) -> None:
+    """All variants of one model on ``size`` processes, into ``results/overhead-<model>-<size>….json``."""
     steps, warmup = STEPS[model]
     variants = [
         Variant(
             name=name,
-            arguments=["-m", "benchmarks.worker", name, model, str(steps), str(warmup)],
+            arguments=["-m", "benchmarks.worker", name, model, str(steps), str(warmup), engine],
             num_processes=size,
         )
-        for name in NAMES
+        for name in ("plain", "ours", *(PEERS if engine == "ddp" else ()))
     ]
     runs = interleave(variants, repeats=repeats)
     check_same_work(runs)
-    settings = {"model": model, "num_processes": size, "steps": steps, "warmup": warmup}
-    print(write(f"overhead-{model}-{size}", runs, settings=settings))
+    settings = {
+        "model": model,
+        "num_processes": size,
+        "engine": engine,
+        "steps": steps,
+        "warmup": warmup,
+    }
+    suffix = "" if engine == "ddp" else f"-{engine}"
+    print(write(f"overhead-{model}-{size}{suffix}", runs, settings=settings))
 
 
 def check_same_work(runs: Mapping[str, Sequence[Numbers]]) -> None:

@@ -25,6 +25,7 @@ from distrib.tasks.base import Vocabulary
 from distrib.tasks.sequence_classification import SequenceClassification
 
 T = TypeVar("T")
+Numbers = dict[str, float]
 
 GLOBAL_BATCH = 32
 LENGTH = 32
@@ -82,6 +83,8 @@ class Problem:
     steps: int
     """Steps that are measured."""
     warmup: int
+    engine: str = "ddp"
+    """What makes the ranks one job: a strategy's name. Nothing, where there is one rank."""
     rank: int = 0
     size: int = 1
 
@@ -134,7 +137,20 @@ class Clock:
             steps = self._problem.steps
             self._numbers = {"cpu_us": cpu / steps * 1e6, "wall_us": wall / steps * 1e6, "peak_bytes": peak}
 
-    def stop(self, model: nn.Module) -> dict[str, float]:
+    def stop(self, model: nn.Module) -> Numbers:
         """The numbers, with the sum of all weights' sizes: the same for all who did the same work."""
-        checksum = sum(parameter.detach().double().abs().sum().item() for parameter in model.parameters())
+        checksum = sum(whole(p).detach().double().abs().sum().item() for p in model.parameters())
         return {**self._numbers, "checksum": checksum}
+
+
+def whole(parameter: Any) -> Tensor:
+    """A parameter that the ranks may have divided, on every rank. Collective where they have."""
+    if hasattr(parameter, "full_tensor"):
+        gathered: Tensor = parameter.full_tensor()
+        return gathered
+    if not hasattr(parameter, "ds_id"):
+        return parameter  # type: ignore[no-any-return]
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().clone()  # type: ignore[no-any-return]

@@ -1,8 +1,9 @@
 """From the command to the first optimizer step: ``distrib train`` against the least a script can do.
 
 Wall time, and CPU time of the command and all its processes, until the first step is on record. The
-data is encoded before, as it is in every run but the first. Both train the two-layer BERT of
-``experiment=tiny``, on one process and on two.
+data is encoded before, as it is in every run but the first. All train the two-layer BERT of
+``experiment=tiny``. The floor's ranks are started by nothing but ``Popen``; torchrun and ``accelerate
+launch`` start the same ranks in their way.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.common import TIME_LIMIT, Numbers, Variant, interleave, rank_environment, write
+from benchmarks.common import TIME_LIMIT, Numbers, Variant, free_port, interleave, rank_environment, write
 
-SIZES = (1, 2)
+SIZES = (1, 2, 4)
 POLL_SECONDS = 0.01
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     variants = [
         Variant(name=f"{name}-{size}", arguments=[*watch, name, str(size)])
         for size in SIZES
-        for name in ("floor", "ours")
+        for name in ("floor", "ours", *(("torchrun", "accelerate") if size > 1 else ()))
     ]
     with tempfile.TemporaryDirectory() as folder:
         # The first run encodes the data.
@@ -49,8 +50,8 @@ def train_command(size: int, folder: Path) -> list[str]:
 
 def watch(name: str, size: int, folder: Path) -> Numbers:
     """Starts the command and looks at the clocks when its first step is on record."""
-    if name == "floor":
-        command = [sys.executable, "-m", "benchmarks.floor", str(size), str(folder)]
+    if name != "ours":
+        command = [sys.executable, "-m", *starter(name, size), str(folder)]
         return until(lambda: len(list(folder.glob("step-*"))) == size, command, errors=folder / "errors")
     record = folder / "run" / "metrics.jsonl"
     return until(
@@ -58,6 +59,19 @@ def watch(name: str, size: int, folder: Path) -> Numbers:
         train_command(size, folder / "run"),
         errors=folder / "errors",
     )
+
+
+def starter(name: str, size: int) -> list[str]:
+    """What starts the ranks of ``benchmarks.floor``, in ``python -m``'s words."""
+    rank = ["-m", "benchmarks.floor", "rank"]
+    return {
+        "floor": ["benchmarks.floor", str(size)],
+        "torchrun": ["torch.distributed.run", "--standalone", f"--nproc-per-node={size}", *rank],
+        "accelerate": [
+            *["accelerate.commands.launch", "--cpu", f"--num_processes={size}", "--num_machines=1"],
+            *["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={free_port()}", *rank],
+        ],
+    }[name]
 
 
 def until(first_step: Callable[[], bool], command: Sequence[str], *, errors: Path) -> Numbers:

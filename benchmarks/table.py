@@ -16,6 +16,8 @@ NAMES = {
     "fabric": "Lightning Fabric",
     "accelerate": "Accelerate",
     "trainer": "transformers Trainer",
+    "one": "one process",
+    "independent": "two processes that know nothing of each other",
     "torch-save": "torch.save",
     "safetensors": "safetensors",
     "ddp": "**distrib** `strategy=ddp`",
@@ -28,8 +30,19 @@ NAMES = {
     "stock-fsdp-keep": "torch `fully_shard`, `reshard_after_forward=False`",
     "zero1": "**distrib** `strategy=zero1`",
     "zero2": "**distrib** `strategy=zero2`",
+    "zero2-bf16": "**distrib** `strategy=zero2 precision=bf16`",
     "zero3": "**distrib** `strategy=zero3`",
+    "zero3-lean": "**distrib** `strategy=zero3`, persistence threshold and reuse distance 0",
+    "zero3-bf16": "**distrib** `strategy=zero3 precision=bf16`",
     "horovod": "**distrib** `strategy=horovod`",
+}
+ENGINES = {
+    "ddp": "DistributedDataParallel",
+    "fsdp": "`fully_shard`",
+    "horovod": "Horovod",
+    "zero1": "DeepSpeed ZeRO-1",
+    "zero2": "DeepSpeed ZeRO-2",
+    "zero3": "DeepSpeed ZeRO-3",
 }
 MODELS = {"mlp": "a tiny perceptron", "minilm": "MiniLM (22.7 M parameters)"}
 
@@ -45,8 +58,8 @@ and says more than wall time on a machine that does other things as well.
 
 def main() -> None:
     path = RESULTS.parent / "README.md"
-    measured = [*overhead(), *startup(), *memory(), *traffic(), *held(), *slow_link(), *uneven()]
-    path.write_text("\n".join([INTRODUCTION, *measured, ""]))
+    sections = (overhead, scaling, startup, memory, states, traffic, held, slow_link, uneven)
+    path.write_text("\n".join([INTRODUCTION, *(part for section in sections for part in section()), ""]))
     print(path)
 
 
@@ -56,7 +69,7 @@ def overhead() -> Iterator[str]:
         result = load(path)
         settings = result["settings"]
         size = settings["num_processes"]
-        engine = "one process" if size == 1 else f"{size} processes, DistributedDataParallel"
+        engine = "one process" if size == 1 else f"{size} processes, {ENGINES[settings.get('engine', 'ddp')]}"
         yield f"## A step of {MODELS[settings['model']]}: {engine}\n"
         rows = []
         for name, summary in result["summary"].items():
@@ -73,6 +86,24 @@ def overhead() -> Iterator[str]:
             )
         header = ["", "CPU µs per step", "more than by hand", "ratio", "wall µs per step", "peak MB per rank"]
         yield table(header, rows)
+        yield footnote(result)
+
+
+def scaling() -> Iterator[str]:
+    """What a second process adds, against two independent ones."""
+    for path in sorted(RESULTS.glob("scaling-*.json")):
+        result = load(path)
+        yield f"## From one process to two: {MODELS[result['settings']['model']]}\n"
+        rows = [
+            [
+                "hand-written loop with DistributedDataParallel" if name == "plain" else NAMES[name],
+                spread({key: value / 1000 for key, value in summary["wall_us"].items()}, digits=1),
+                f"{summary['speedup']['median']:.2f}",
+                spread(summary["efficiency"], digits=3) if name != "one" else "",
+            ]
+            for name, summary in result["summary"].items()
+        ]
+        yield table(["", "wall ms per step", "times one process", "share of two independent"], rows)
         yield footnote(result)
 
 
@@ -117,6 +148,25 @@ def memory() -> Iterator[str]:
     ]
     yield table(["", "added MB", "in units of the largest tensor", "written MB"], rows)
     yield footnote(result)
+
+
+def states() -> Iterator[str]:
+    """What saving and loading add on a rank, in units of the largest tensor."""
+    for path in sorted(RESULTS.glob("state-memory-*.json")):
+        result = load(path)
+        size = result["settings"]["num_processes"]
+        yield f"## Memory added on each of {size} ranks by saving and loading\n"
+        rows = []
+        for name, summary in result["summary"].items():
+            largest = summary["largest_tensor"]["median"]
+            units = [f"{summary[what]['median'] / largest:.2f}" for what in ("saving", "loading")]
+            rows.append([NAMES[name], *units])
+        yield (
+            "In units of the largest tensor, beyond what the rank held before saving or holds after loading "
+            "anyway: weights of 13.6 M parameters and AdamW's state.\n"
+        )
+        yield table(["", "saving", "loading"], rows)
+        yield footnote(result)
 
 
 def traffic() -> Iterator[str]:

@@ -23,12 +23,12 @@ INTERFACE = "lo"
 
 
 def main() -> None:
-    from benchmarks.engines import CASES, OWN
+    from benchmarks.engines import CASES
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", nargs="+", type=int, default=[2, 4])
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--cases", nargs="+", choices=[*CASES, *STOCK], default=[*OWN, *STOCK])
+    parser.add_argument("--cases", nargs="+", choices=[*CASES, *STOCK], default=[*CASES, *STOCK])
     arguments = parser.parse_args()
     if not is_alone():
         run_alone()

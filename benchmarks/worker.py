@@ -1,4 +1,4 @@
-"""One rank of one variant: ``python -m benchmarks.worker VARIANT MODEL STEPS WARMUP FOLDER``."""
+"""One rank of one variant: ``python -m benchmarks.worker VARIANT MODEL STEPS WARMUP ENGINE FOLDER``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ VARIANTS = {
     "fabric": "benchmarks.loops",
     "trainer": "benchmarks.loops",
     "ours": "benchmarks.ours",
+    "independent": "benchmarks.loops",
 }
 """Functions of the same name, in modules that only their own variant imports."""
 
 
-def main(variant: str, model: str, steps: str, warmup: str, folder: str) -> None:
+def main(variant: str, model: str, steps: str, warmup: str, engine: str, folder: str) -> None:
     import torch
 
     from benchmarks.problem import Problem
@@ -28,6 +29,7 @@ def main(variant: str, model: str, steps: str, warmup: str, folder: str) -> None
         model=model,
         steps=int(steps),
         warmup=int(warmup),
+        engine=engine,
         rank=int(os.environ.get("RANK", "0")),
         size=int(os.environ.get("WORLD_SIZE", "1")),
     )

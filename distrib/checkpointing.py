@@ -122,6 +122,12 @@ class Checkpointer:
             self.notice(f"dropped from the checkpoint: '{name}', of another strategy or number of processes")
         return step
 
+    def go_on(self, step: int) -> int:
+        """Loads nothing, as the state is there; removes what a save that was cut short left behind."""
+        if self.world.rank == 0:
+            self.folder.clean()
+        return step
+
     def _choose(self) -> Path:
         assert self.resume is not None
         return find_checkpoint(self.resume, notice=self.notice)
@@ -133,7 +139,7 @@ class Checkpointer:
 
     def _best_so_far(self) -> float | None:
         best = self.folder.root / BEST / TRAINER
-        return read_json(best).get("best") if self.resume is not None and best.exists() else None
+        return read_json(best).get("best") if best.exists() else None
 
     def last_good(self) -> str:
         """A sentence that names the newest finished checkpoint."""

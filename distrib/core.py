@@ -76,6 +76,8 @@ class StepResult:
     """Norm of the whole gradient before clipping: the same number on every rank."""
     updated: bool
     """False where the gradient was not finite and the update was left out, on all ranks alike."""
+    meet: bool = False
+    """Whether every rank comes together after this step, because one has voted (`Strategy.tally`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

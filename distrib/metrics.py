@@ -12,6 +12,9 @@ from torch import Tensor
 
 from distrib.core import DataShard, StepResult
 
+PER_STEP, VOTES = ("loss", "seconds"), ("stop",)
+"""What `Meter.sums` holds an entry of for every step, and what is a vote."""
+
 SYNC_SECONDS = 1.0
 """How old a logged number, and how late the answer to a signal, may be when steps are short."""
 

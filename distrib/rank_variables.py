@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from distrib.errors import LaunchError
 from distrib.world import World
@@ -31,12 +32,14 @@ class Variables:
     """Equal in all processes of a job, different between two jobs on one host."""
     attempt: tuple[str, ...] = ()
     """Different each time the launcher restarts the job."""
+    elastic: str | None = None
+    """Set to 1 where the launcher changes the ranks of a running job."""
 
     @property
     def names(self) -> frozenset[str]:
         """Every variable in this line of the table."""
         facts = (self.rank, self.size, self.local_rank, self.local_size, self.node, self.num_nodes)
-        return frozenset(name for name in (*self.signs, *facts, *self.attempt) if name)
+        return frozenset(name for name in (*self.signs, *facts, *self.attempt, self.elastic) if name)
 
 
 # In this order, because launchers nest: torchrun under srun, mpirun in a SLURM allocation.
@@ -65,6 +68,7 @@ LAUNCHERS = (
         node="HOROVOD_CROSS_RANK",
         num_nodes="HOROVOD_CROSS_SIZE",
         job=("HOROVOD_GLOO_RENDEZVOUS_ADDR", "HOROVOD_GLOO_RENDEZVOUS_PORT"),
+        elastic="HOROVOD_ELASTIC",
     ),
     Variables(
         launcher="Open MPI",
@@ -95,7 +99,21 @@ PORT_FD = "DISTRIB_PORT_FD"
 REJOIN = "DISTRIB_REJOIN"
 """Counts how often a launcher has started this rank again in a job that goes on meanwhile."""
 
-MEETING = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", PORT_FD, REJOIN)
+ATTEMPT = "DISTRIB_ATTEMPT"
+"""Counts how often a launcher has started the whole job again."""
+
+TOKEN, TOKEN_FILE = "DISTRIB_TOKEN", "DISTRIB_TOKEN_FILE"
+"""The job's secret, or a file with it where a launcher would show its variables in a command."""
+
+RESUME = "DISTRIB_RESUME"
+"""The run directory that a job which was started again goes on from."""
+
+GUEST = "DISTRIB_GUEST"
+"""Says that another program starts this rank for a launcher of ours, and shows what it writes."""
+
+OWN = (PORT_FD, REJOIN, ATTEMPT, TOKEN, TOKEN_FILE, RESUME, GUEST)
+
+MEETING = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", *OWN)
 
 RANK_VARIABLES = frozenset(MEETING).union(*(variables.names for variables in LAUNCHERS))
 """What a launcher must take out of the environment before it sets its own."""
@@ -125,18 +143,31 @@ def _read(variables: Variables, environ: Mapping[str, str]) -> World:
         local_size=local_size,
         node=node,
         num_nodes=num_nodes,
-        attempt="/".join(environ.get(name, "") for name in variables.attempt),
+        attempt="/".join(environ.get(name, "") for name in (*variables.attempt, ATTEMPT)),
+        token=_token(environ),
         store_is_served=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         port_fd=int(environ[PORT_FD]) if PORT_FD in environ else None,
         rejoin=int(environ.get(REJOIN, "0")),
+        elastic=environ.get(variables.elastic or "") == "1",
     )
-    if size == 1:
+    if size == 1 or world.elastic:
         return world
     return replace(
         world,
         master_address=environ.get("MASTER_ADDR") or _first_host(variables, environ, world),
         master_port=_port(variables, environ),
     )
+
+
+def _token(environ: Mapping[str, str]) -> str:
+    """The job's secret; empty where no launcher gave it one."""
+    file = environ.get(TOKEN_FILE)
+    if not file:
+        return environ.get(TOKEN, "")
+    try:
+        return Path(file).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LaunchError(f"{TOKEN_FILE}={file} cannot be read: {error}") from error
 
 
 def _number(variables: Variables, name: str, environ: Mapping[str, str]) -> int:

@@ -19,9 +19,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from distrib.errors import ConfigError, DistribError, LaunchError, PeerLostError
+from distrib.sealed import opened, room, sealed
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]
+    from torch.distributed import ProcessGroup, ProcessGroupGloo, Store  # type: ignore[attr-defined]
 
     from distrib.world import World
 
@@ -33,7 +34,7 @@ LATE_SECONDS = 5.0
 
 PEER_LOST = re.compile(
     r"gloo/transport|Connection (closed|reset) by peer|Broken pipe|NCCL error: remote process"
-    r"|Horovod has been shut down"
+    r"|Horovod has been shut down|failed to pass monitoredBarrier"
 )
 """How the transports word it: they raise plain RuntimeErrors."""
 
@@ -47,6 +48,8 @@ def meet(world: World, *, timeout: float, digest: str, settings: Mapping[str, An
         digest: equal on all ranks that were started alike.
         settings: what the digest is of, by dotted key, to say what differs.
 
+    A rank that was started again (``world.rejoin``) waits for nobody.
+
     Raises `LaunchError` on every waiting rank where ranks are missing, naming them, and `ConfigError`
     on every rank where digests differ. A world of one has nobody to meet and keeps no store.
     """
@@ -58,13 +61,17 @@ def meet(world: World, *, timeout: float, digest: str, settings: Mapping[str, An
     from distrib.store import connect
 
     with _translated(world):
-        store = PrefixStore(f"distrib/{world.attempt}", connect(world, timeout=timeout))
+        served = connect(world, timeout=timeout)
+        _check_token(served, world)
+        store = PrefixStore(f"distrib/{room(world.token)}/{world.attempt}", served)
         card = {"host": socket.gethostname(), "pid": os.getpid(), "digest": digest}
-        store.set(f"settings/{world.rank}", json.dumps(dict(settings or {}), default=str))
-        store.set(f"rank/{world.rank}", json.dumps(card))
+        _tell(store, world, f"settings/{world.rank}", json.dumps(dict(settings or {}), default=str))
+        _tell(store, world, f"rank/{world.rank}", json.dumps(card))
         if world.rank == 0:
             refusal = _judge(store, world, deadline=deadline, timeout=timeout)
-            _announce(store, refusal, present=_present(store, world))
+            _announce(store, world, refusal)
+        elif world.rejoin:
+            refusal = _enter(store, world, digest=digest, deadline=deadline, timeout=timeout)
         else:
             refusal = _hear(store, world, deadline=deadline + LATE_SECONDS, timeout=timeout)
     if refusal is not None:
@@ -85,10 +92,30 @@ def agree(world: World, key: str, value: str | None = None, *, timeout: float = 
     with _translated(world):
         name = f"agreed/{key}/{world.store.add(f'asked/{key}/{world.rank}', 1)}"
         if world.rank == 0:
-            world.store.set(name, value)
+            _tell(world.store, world, name, str(value))
         elif _wait(world.store, [name], time.monotonic() + timeout):
             raise LaunchError(f"rank {world.rank} waited {timeout:g} s for rank 0 to say {key}")
-        return str(world.store.get(name).decode())
+        return _told(world.store, world, name)
+
+
+def remember(world: World, key: str, value: str) -> None:
+    """Keeps ``value`` for later attempts of the job while the store lives, which torchrun may serve."""
+    if world.store is not None:
+        _tell(_lasting(world), world, key, value)
+
+
+def recall(world: World, key: str) -> str | None:
+    """What an earlier attempt kept; None where there was none."""
+    if world.store is None or not _lasting(world).check([key]):
+        return None
+    return _told(_lasting(world), world, key)
+
+
+def _lasting(world: World) -> Store:
+    """The job's place at the store, shared by its attempts."""
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    return PrefixStore(f"distrib/{room(world.token)}/kept", world.store.underlying_store)
 
 
 def process_group(world: World, *, backend: str | None = None) -> None:
@@ -98,10 +125,16 @@ def process_group(world: World, *, backend: str | None = None) -> None:
         world: with the store that `meet` gave it.
         backend: torch's name; None: gloo for CPU tensors and, on a GPU, NCCL for its own.
 
-    A collective that takes longer than ``world.collective_timeout`` seconds fails. Raises `LaunchError`
+    A collective that takes longer than ``world.collective_timeout`` seconds fails; with
+    ``world.check_collectives`` so does one that the ranks call differently, at once. Raises `LaunchError`
     where the ranks cannot reach each other.
     """
     import torch.distributed as dist
+
+    from distrib.diagnosis.checked import start_checking
+    from distrib.diagnosis.collectives import record
+
+    record()
 
     if world.store is None and world.size > 1:
         raise LaunchError(f"rank {world.rank} of {world.size} has not met the others (rendezvous.meet)")
@@ -120,6 +153,32 @@ def process_group(world: World, *, backend: str | None = None) -> None:
             world_size=world.size,
             timeout=timedelta(seconds=world.collective_timeout),
         )
+        if world.check_collectives and world.size > 1:
+            start_checking(world, dist.PrefixStore("checked", store))  # type: ignore[attr-defined]
+
+
+def pair(world: World, name: str, *, rank: int, peer: str) -> ProcessGroupGloo:
+    """A process group of two ranks alone, besides torch's default one; gloo, for tensors on the CPU.
+
+    Args:
+        world: with the store that `meet` gave it.
+        name: the same on both sides, and never used twice.
+        rank: 0 or 1.
+        peer: the other side, in words.
+
+    Raises `LaunchError` where the other side does not come within ``world.collective_timeout`` seconds.
+    """
+    from torch.distributed import PrefixStore, ProcessGroupGloo  # type: ignore[attr-defined]
+
+    _stay_on_this_machine(world)
+    store = PrefixStore(f"pair/{name}", world.store)
+    limit = timedelta(seconds=world.collective_timeout)
+    with _translated(world):
+        try:
+            return ProcessGroupGloo(store, rank, 2, limit)
+        except RuntimeError as error:
+            first = str(error).splitlines()[0]
+            raise PeerLostError(f"rank {world.rank} did not reach {peer}: {first}") from error
 
 
 def side_group(world: World, name: str, *, rank: int, size: int) -> ProcessGroup:
@@ -152,15 +211,32 @@ def lost_peer(error: BaseException) -> bool:
     return isinstance(error, DistNetworkError) or PEER_LOST.search(str(error)) is not None
 
 
+def _check_token(served: Store, world: World) -> None:
+    """Before anything else is read: whether whoever serves the store is of this job. Rank 0 says so."""
+    name = "distrib/served"
+    if world.rank == 0:
+        _tell(served, world, name, socket.gethostname())
+    elif served.check([name]):
+        _told(served, world, name)
+
+
+def _tell(store: Store, world: World, name: str, text: str) -> None:
+    store.set(name, sealed(text, token=world.token, name=name))
+
+
+def _told(store: Store, world: World, name: str) -> str:
+    return opened(store.get(name), token=world.token, name=name)
+
+
 def _judge(store: Store, world: World, *, deadline: float, timeout: float) -> DistribError | None:
     """Rank 0: waits for everyone and compares what they were started with."""
     if _wait(store, _cards(world), deadline):
         return _missing(store, world, timeout)
-    cards = {rank: json.loads(store.get(card)) for rank, card in enumerate(_cards(world))}
+    cards = {rank: json.loads(_told(store, world, card)) for rank, card in enumerate(_cards(world))}
     others = [rank for rank, card in cards.items() if card["digest"] != cards[0]["digest"]]
     if not others:
         return None
-    ours, theirs = (json.loads(store.get(f"settings/{rank}")) for rank in (0, others[0]))
+    ours, theirs = (json.loads(_told(store, world, f"settings/{rank}")) for rank in (0, others[0]))
     keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     first = keys[0] if keys else "configuration"
     return ConfigError(
@@ -172,7 +248,7 @@ def _judge(store: Store, world: World, *, deadline: float, timeout: float) -> Di
 
 def _missing(store: Store, world: World, timeout: float) -> LaunchError:
     here = _present(store, world)
-    hosts = sorted({json.loads(store.get(f"rank/{rank}"))["host"] for rank in here})
+    hosts = sorted({json.loads(_told(store, world, f"rank/{rank}"))["host"] for rank in here})
     missing = [rank for rank in range(world.size) if rank not in here]
     return LaunchError(
         f"missing after {timeout:g} s: rank {_several(missing)} of {world.size}. "
@@ -181,9 +257,10 @@ def _missing(store: Store, world: World, timeout: float) -> LaunchError:
     )
 
 
-def _announce(store: Store, refusal: DistribError | None, *, present: list[int]) -> None:
+def _announce(store: Store, world: World, refusal: DistribError | None) -> None:
     """Rank 0: tells the others, and on refusal stays until they have heard it."""
-    store.set("verdict", json.dumps(_to_json(refusal)))
+    present = _present(store, world)
+    _tell(store, world, "verdict", json.dumps(_to_json(refusal)))
     if refusal is not None:
         _wait(store, [f"heard/{rank}" for rank in present if rank], time.monotonic() + ANSWER_SECONDS)
 
@@ -191,9 +268,21 @@ def _announce(store: Store, refusal: DistribError | None, *, present: list[int])
 def _hear(store: Store, world: World, *, deadline: float, timeout: float) -> DistribError | None:
     if _wait(store, ["verdict"], deadline):
         return _missing(store, world, timeout)
-    refusal = _from_json(json.loads(store.get("verdict")))
+    refusal = _from_json(json.loads(_told(store, world, "verdict")))
     if refusal is not None:
         store.set(f"heard/{world.rank}", "")
+    return refusal
+
+
+def _enter(
+    store: Store, world: World, *, digest: str, deadline: float, timeout: float
+) -> DistribError | None:
+    """A rank that was started again: the others met long ago, and it must be of the same run as they."""
+    refusal = _hear(store, world, deadline=deadline, timeout=timeout)
+    first = json.loads(_told(store, world, "rank/0"))
+    if refusal is None and first["digest"] != digest:
+        remedy = f"rank {world.rank} may join the running job with the settings that this was started with"
+        return ConfigError("configuration", f"not that of rank 0 on {first['host']}", remedy)
     return refusal
 
 

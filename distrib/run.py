@@ -14,6 +14,7 @@ from distrib.core import Job
 from distrib.data.cache import cache_folder
 from distrib.data.loader import Loader, evaluation
 from distrib.data.prepare import Prepared, prepare
+from distrib.diagnosis.watchdog import watched
 from distrib.metrics import Meter
 from distrib.recipes import ModelRecipe, count_steps, make_job
 from distrib.targets import build
@@ -42,16 +43,42 @@ def run(
     """
     make = partial(build, plugins=config.plugins)
     strategy: Strategy = make(config.strategy, key="strategy")
-    configured = [make(target, key=f"tracking.{name}") for name, target in config.tracking.items()]
-    tracker: Tracker = trackers_of_a_run(configured) if world.rank == 0 else NullTracker()
-    tracker.check()
+    trackers = Trackers(config)
+    trackers.of(world.rank).check()
+    log = run_dir / "logs" / f"rank-{world.rank}.log"
     try:
-        rank = assemble(config, run_dir=run_dir, world=world, strategy=strategy, tracker=tracker)
-        strategy.setup(rank.job, replace(world, log=run_dir / "logs" / f"rank-{world.rank}.log"))
-        return strategy.run(partial(train, rank, stop_requested=stop_requested))
+        rank = assemble(config, run_dir=run_dir, world=world, strategy=strategy)
+        with watched(world, log=log, check_steps=config.diagnosis.check_steps) as progress:
+            strategy.setup(rank.job, replace(world, log=log))
+            body = partial(attempt, rank, trackers=trackers, stop_requested=stop_requested, progress=progress)
+            return strategy.run(body)
     finally:
         strategy.close()
-        tracker.close()
+        trackers.close()
+
+
+class Trackers:
+    """Rank 0's trackers, opened anew where an elastic engine's ranks have changed."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._open: Tracker = NullTracker()
+
+    def of(self, rank: int) -> Tracker:
+        """New ones for ``rank``; the last ones are closed."""
+        self.close()
+        if rank == 0:
+            make = partial(build, plugins=self._config.plugins)
+            configured = self._config.tracking.items()
+            self._open = trackers_of_a_run(
+                [make(target, key=f"tracking.{name}") for name, target in configured]
+            )
+        return self._open
+
+    def close(self) -> None:
+        """May be called twice."""
+        self._open.close()
+        self._open = NullTracker()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +97,7 @@ class Rank:
     job: Job
 
 
-def assemble(config: RunConfig, *, run_dir: Path, world: World, strategy: Strategy, tracker: Tracker) -> Rank:
+def assemble(config: RunConfig, *, run_dir: Path, world: World, strategy: Strategy) -> Rank:
     """Prepares the data and the recipes. Raises `ConfigError`, `DataError`."""
     make = partial(build, plugins=config.plugins)
     task, model = make(config.task, key="task"), make(config.model, key="model")
@@ -96,7 +123,7 @@ def assemble(config: RunConfig, *, run_dir: Path, world: World, strategy: Strate
         run_dir=run_dir,
         world=world,
         strategy=strategy,
-        tracker=tracker,
+        tracker=NullTracker(),
         task=task,
         prepared=prepared,
         model=recipe,
@@ -105,8 +132,23 @@ def assemble(config: RunConfig, *, run_dir: Path, world: World, strategy: Strate
     )
 
 
-def train(rank: Rank, *, stop_requested: Callable[[], str | None]) -> Outcome:
-    """What `Strategy.run` runs: the loop, and the summary of it."""
+def attempt(
+    rank: Rank,
+    *,
+    trackers: Trackers,
+    stop_requested: Callable[[], str | None],
+    progress: Callable[[int], None],
+) -> Outcome:
+    """What `Strategy.run` runs, and an elastic engine runs again: training in this rank's place of now."""
+    world = rank.strategy.current_world(rank.world)
+    now = replace(rank, world=world, tracker=trackers.of(world.rank))
+    return train(now, stop_requested=stop_requested, progress=progress)
+
+
+def train(
+    rank: Rank, *, stop_requested: Callable[[], str | None], progress: Callable[[int], None]
+) -> Outcome:
+    """The loop, and the summary of it."""
     loader = Loader(
         rank.prepared.train,
         task=rank.task,
@@ -129,6 +171,7 @@ def train(rank: Rank, *, stop_requested: Callable[[], str | None]) -> Outcome:
         lr=rank.job.lr,
         stop_requested=stop_requested,
         started=lambda first: rank.tracker.start(replace(info, first_step=first)),
+        progress=progress,
     )
     try:
         outcome = trainer.fit()

@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 REPEAT_SECONDS = 2.0
@@ -14,6 +16,16 @@ a job also signals the launcher, which passes it on."""
 
 LIFELINE = "DISTRIB_LIFELINE_FD"
 """Names the read end of a pipe whose other end only the launcher holds."""
+
+
+STOP = "stop-requested"
+"""A file in a run's ``logs/`` with the name of the signal that its launcher got."""
+
+
+def stop_file(run_dir: Path) -> Callable[[], str | None]:
+    """What asks for the stop of a rank that its launcher cannot signal: it is on another host."""
+    file = run_dir / "logs" / STOP
+    return lambda: file.read_text() if file.exists() else None
 
 
 class StopFlag:

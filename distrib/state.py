@@ -90,6 +90,17 @@ class StateWriter:
                     tensors.append(tensor)
         self._record(path, size=tensors.size, sha256=tensors.sha256)
 
+    def write_alone(self, section: str, entries: Sequence[Entry]) -> None:
+        """Reads and writes the entries on this rank, and on no other: for what one rank can reach alone."""
+        if not entries:
+            return
+        path = self._folder / section / file_name(section, 1, 0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TensorFileWriter(path, [(e.name, e.shape, e.dtype) for e in entries]) as file:
+            for entry in entries:
+                file.append(entry.read())
+        self._record(path, size=file.size, sha256=file.sha256)
+
     def note(self, name: str, value: Mapping[str, Any]) -> None:
         """Keeps a small JSON value that only the same strategy reads; rank 0's counts."""
         if self._rank == 0:

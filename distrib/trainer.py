@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from distrib.checkpointing import Checkpointer
 from distrib.core import OWN, Batch
 from distrib.errors import TrainingError
-from distrib.metrics import Cadence, Meter
+from distrib.metrics import PER_STEP, VOTES, Cadence, Meter
 from distrib.strategies.base import Strategy
 from distrib.tasks.base import Report
 from distrib.tracking.base import Tracker
@@ -77,6 +77,7 @@ class Trainer:
         lr: Callable[[int], float],
         stop_requested: Callable[[], str | None],
         started: Callable[[int], None],
+        progress: Callable[[int], None] = lambda done: None,
     ) -> None:
         self.config = config
         self.strategy = strategy
@@ -89,6 +90,7 @@ class Trainer:
         self.lr = lr
         self.stop_requested = stop_requested
         self.started = started
+        self.progress = progress
         self.cadence = Cadence(log_every=config.log_every)
         self.report: Report | None = None
         self.totals = Totals()
@@ -96,7 +98,7 @@ class Trainer:
     def fit(self) -> Outcome:
         """Trains from where the newest checkpoint stands to the last step, or until asked to stop."""
         live = self.strategy.live_step()
-        first = self.checkpointer.restore(self.strategy) if live is None else live
+        first = self.checkpointer.restore(self.strategy) if live is None else self.checkpointer.go_on(live)
         self.started(first)
         stopped_by, done = None, first
         self.meter.restart_clock()
@@ -110,8 +112,9 @@ class Trainer:
                 lr=self.lr(step),
             )
             done = step + 1
+            self.progress(done)
             self.watch_skips(done, updated=result.updated)
-            if not self.between_steps_due(done):
+            if not (result.meet or self.between_steps_due(done)):
                 continue
             stopped_by = self.sync(done)
             self.evaluate_and_save(done, stopping=stopped_by is not None)
@@ -135,7 +138,8 @@ class Trainer:
     def sync(self, done: int) -> str | None:
         """Adds up and logs the steps since the last time; returns why to stop, on all ranks alike."""
         asked = self.stop_requested()
-        total = self.strategy.reduce(self.meter.sums(stop=asked is not None))
+        sums = self.meter.sums(stop=asked is not None)
+        total = self.strategy.tally(sums, per_step=PER_STEP, votes=VOTES)
         records = self.meter.flush(total, last_step=done)
         records[-1] |= {f"{OWN}{name}": value for name, value in self.strategy.measures().items()}
         for record in records:

@@ -8,14 +8,17 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from distrib.config import RunConfig, digest, flatten, load
 from distrib.errors import DistribError
-from distrib.launchers.failure import FAILED, PEER_LOST
-from distrib.signals import follow_launcher, stop_flag
+from distrib.launchers.failure import FAILED, LOST, PEER_LOST
+from distrib.launchers.logs import as_a_guest
+from distrib.rank_variables import GUEST, RESUME
+from distrib.signals import follow_launcher, stop_file, stop_flag
 from distrib.world import World
 
 INTERRUPTED = 130
@@ -27,27 +30,34 @@ def main(argv: Sequence[str]) -> int:
     """Meets the other ranks and trains; returns the exit code."""
     follow_launcher()
     stop_flag.install()
-    world = World()
-    try:
-        world = World.from_env()
-        announce_failure(world)
-        run_dir = Path(argv[0])
-        config = load(run_dir)
-        work(config, run_dir=run_dir, world=join(config, world))
-    except DistribError as error:
-        print(f"{FAILED.format(rank=world.rank)}\n{error}", file=sys.stderr)
-        return error.exit_code
-    except RuntimeError as error:
-        from distrib.rendezvous import lost_peer
+    world, run_dir = World(), Path(argv[0])
+    with ExitStack() as stack:
+        try:
+            world = World.from_env()
+            announce_failure(world)
+            if GUEST in os.environ:
+                stack.enter_context(as_a_guest(run_dir / "logs", rank=world.rank))
+            config = going_on(load(run_dir))
+            work(config, run_dir=run_dir, world=join(config, world))
+        except DistribError as error:
+            say_last(world, str(error), lost=error.exit_code == PEER_LOST)
+            return error.exit_code
+        except RuntimeError as error:
+            from distrib.rendezvous import lost_peer
 
-        if not lost_peer(error):
-            raise
-        print(FAILED.format(rank=world.rank), file=sys.stderr)
-        traceback.print_exc()
-        return PEER_LOST
-    except KeyboardInterrupt:
-        return INTERRUPTED
+            if not lost_peer(error):
+                raise
+            say_last(world, traceback.format_exc().rstrip(), lost=True)
+            return PEER_LOST
+        except KeyboardInterrupt:
+            return INTERRUPTED
     return 0
+
+
+def say_last(world: World, words: str, *, lost: bool) -> None:
+    """This rank's last words, marked as such for whoever shows them."""
+    why = f"{LOST}\n" if lost else ""
+    print(f"{FAILED.format(rank=world.rank)}\n{why}{words}", file=sys.stderr)
 
 
 def join(config: RunConfig, world: World) -> World:
@@ -61,14 +71,25 @@ def join(config: RunConfig, world: World) -> World:
     return world
 
 
+def going_on(config: RunConfig) -> RunConfig:
+    """The same run from its last checkpoint, where the launcher has started the job again."""
+    resume = os.environ.get(RESUME)
+    return replace(config, resume=resume) if resume else config
+
+
 def work(config: RunConfig, *, run_dir: Path, world: World) -> None:
     """Trains on this rank. SIGTERM and SIGUSR1 from here on: finish the step, save, return."""
     stop_flag.install()
     set_threads(world)
     from distrib.run import run
 
-    world = replace(world.on_device(), collective_timeout=config.timeouts.collective)
-    run(config, run_dir=run_dir, world=world, stop_requested=lambda: stop_flag.set_by)
+    world = replace(
+        world.on_device(),
+        collective_timeout=config.timeouts.collective,
+        check_collectives=config.diagnosis.check_steps != 0,
+    )
+    asked = stop_file(run_dir)
+    run(config, run_dir=run_dir, world=world, stop_requested=lambda: stop_flag.set_by or asked())
 
 
 def set_threads(world: World) -> None:

@@ -34,8 +34,14 @@ class World:
     """Names this start of the job: a restarted rank must not read what an earlier start wrote."""
     rejoin: int = 0
     """How often this rank has been started again while the others went on; 0: with them, from the start."""
+    elastic: bool = False
+    """The launcher takes ranks away and adds others while the job runs: they do not all start together."""
+    token: str = field(default="", repr=False)
+    """The job's secret, which what ranks tell each other is signed with; empty: nobody gave it one."""
     collective_timeout: float = 600.0
     """Seconds that one collective operation may take."""
+    check_collectives: bool = False
+    """Compare what the ranks call before each collective operation runs."""
     log: Path | None = None
     """This rank's log file, for an engine's own words; None: standard error."""
     store: Any = field(default=None, repr=False, compare=False)

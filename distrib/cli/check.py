@@ -62,6 +62,9 @@ def _check_numbers(config: RunConfig) -> None:
             raise ConfigError(key, value, "must be above 0")
     if train.prefetch < 0:
         raise ConfigError("train.prefetch", train.prefetch, "must not be negative; 0 collates in the loop")
+    if (config.diagnosis.check_steps or 0) < 0:
+        remedy = "must not be negative; 0 checks no step, null every one"
+        raise ConfigError("diagnosis.check_steps", config.diagnosis.check_steps, remedy)
     if not 0 <= config.seed < 2**63:
         raise ConfigError("seed", config.seed, "a whole number from 0 to 2**63 - 1")
 

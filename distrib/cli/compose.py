@@ -9,7 +9,7 @@ directory, and with ``-m`` one whole sweep, per rank.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -18,12 +18,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distrib.cli.check import check
-from distrib.cli.groups import GROUPS, TARGETS, no_such_option, search_path
+from distrib.cli.groups import GROUPS, SWEEP, TARGETS, no_such_option, search_path
 from distrib.cli.overrides import Override, parse
 from distrib.cli.resume import on_top_of, stored
 from distrib.cli.schema import typed_section, typed_target
 from distrib.config import RunConfig, from_dict, to_dict
 from distrib.errors import ConfigError
+from distrib.targets import build
+
+if TYPE_CHECKING:
+    from distrib.sweeps.base import Search
 
 
 def compose(
@@ -40,12 +44,39 @@ def compose(
         world_size: as in `check`.
     """
     parsed = parse(overrides)
+    for override in parsed:
+        if override.key.partition(".")[0] == SWEEP:
+            raise ConfigError(override.key, override.value, "says how to search over several runs: add -m")
     values = _composed(parsed, config_dirs=config_dirs)
+    del values[SWEEP]
     if values.get("resume"):
         values = on_top_of(stored(values["resume"]), values, parsed)
     config = finish(values)
     check(config, world_size=world_size, config_dirs=config_dirs)
     return config
+
+
+def compose_search(overrides: Sequence[str], *, config_dirs: Sequence[str] = ()) -> Search:
+    """How ``distrib train -m`` searches, by its ``sweep=`` and what an experiment says about it.
+
+    Raises `ConfigError`, `MissingDependencyError`.
+    """
+    values = _composed(parse(overrides), config_dirs=config_dirs)
+    plugins = values.get("plugins") or ()
+    target = typed_target(values[SWEEP], key=SWEEP, plugins=plugins)
+    search: Search = build(target, key=SWEEP, plugins=plugins)
+    search.check()
+    return search
+
+
+def compose_part(overrides: Sequence[str], *, config_dirs: Sequence[str] = ()) -> RunConfig:
+    """What ``overrides`` say, typed, for a command that trains nothing: model, task and data may be absent.
+
+    Raises `ConfigError` as `compose` does, but for combinations, which it does not judge.
+    """
+    values = _composed(parse(overrides), config_dirs=config_dirs)
+    del values[SWEEP]
+    return finish(values)
 
 
 def finish(values: Mapping[str, Any]) -> RunConfig:
@@ -80,7 +111,8 @@ def _composed(overrides: Sequence[Override], *, config_dirs: Sequence[str]) -> d
 
 def _plain(tree: DictConfig) -> dict[str, Any]:
     chosen = tree.hydra.runtime.choices
-    choices = {group: chosen[group] for group in GROUPS if isinstance(chosen.get(group), str)}
+    options = {group: chosen.get(group) for group in GROUPS if group != SWEEP}
+    choices = {group: option for group, option in options.items() if isinstance(option, str)}
     OmegaConf.set_struct(tree, False)
     del tree["hydra"]
     try:

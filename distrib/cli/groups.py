@@ -12,7 +12,10 @@ from distrib.targets import did_you_mean
 TARGETS = ("strategy", "model", "task", "data", "optimizer", "schedule", "launcher")
 """Groups whose section is one ``_target_`` and its constructor's arguments."""
 
-GROUPS = ("experiment", *TARGETS, "precision", "checkpoint", "tracking")
+SWEEP = "sweep"
+"""How ``-m`` searches: no part of a run."""
+
+GROUPS = ("experiment", *TARGETS, "precision", "checkpoint", "tracking", SWEEP)
 """Every group, in the order in which people choose."""
 
 

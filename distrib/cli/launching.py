@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distrib.config import RunConfig, TrainConfig, to_yaml
+from distrib.config import RunConfig, TrainConfig, load, to_yaml
 from distrib.targets import build
 
 if TYPE_CHECKING:
@@ -22,6 +22,20 @@ if TYPE_CHECKING:
 def launch(config: RunConfig, run_dir: Path, *, server: ForkServer | None = None) -> int:
     """Runs the processes of one training run to their end; returns the exit code of the job."""
     return _launcher(config).launch(_plan(config, run_dir), server=server)
+
+
+def launch_together(
+    configs: Sequence[RunConfig], *, at_once: int | None
+) -> Callable[[Sequence[Path]], list[int]] | None:
+    """What runs many run directories as one job; None where their launchers differ or offer none."""
+    if not configs or any(config.launcher != configs[0].launcher for config in configs):
+        return None
+    launch_many = _launcher(configs[0]).launch_many
+    if launch_many is None:
+        return None
+    return lambda run_dirs: launch_many(
+        [_plan(load(run_dir), run_dir) for run_dir in run_dirs], at_once=at_once
+    )
 
 
 @contextmanager
@@ -42,11 +56,15 @@ def describe(config: RunConfig, run_dir: Path) -> Iterator[str]:
     yield to_yaml(config)
     yield from accumulation(config.train, processes=launcher.num_processes * launcher.num_nodes)
     yield ""
-    commands = launcher.plan(_plan(config, run_dir))
+    plan = _plan(config, run_dir)
+    for name, text in launcher.files(plan).items():
+        yield f"{run_dir / name}:\n{text}"
+    commands = launcher.plan(plan)
     yield f"{len(commands)} command{'s' if len(commands) > 1 else ''}:"
     for command in commands:
         environment = [f"{name}={value}" for name, value in sorted(command.env.items())]
-        yield f"  rank {command.rank} on {command.host}:  {shlex.join([*environment, *command.argv])}"
+        who = command.program or f"rank {command.rank}"
+        yield f"  {who} on {command.host}:  {shlex.join([*environment, *command.argv])}"
 
 
 def accumulation(train: TrainConfig, *, processes: int) -> Iterator[str]:

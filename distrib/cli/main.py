@@ -16,7 +16,7 @@ from typing import Any
 from distrib.errors import DistribError
 from distrib.targets import did_you_mean
 
-COMMANDS = ("train", "evaluate", "predict", "export", "report", "verify", "compare")
+COMMANDS = ("train", "evaluate", "predict", "export", "report", "verify", "compare", "doctor")
 
 INTERRUPTED = 130
 """The exit code of a command ended by Ctrl-C: 128 + SIGINT, as in a shell."""

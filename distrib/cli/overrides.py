@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from distrib.cli.groups import GROUPS, no_such_option
+from distrib.cli.groups import GROUPS, SWEEP, no_such_option
 from distrib.config import RunConfig, flatten, to_dict
 from distrib.errors import ConfigError
 from distrib.targets import did_you_mean
@@ -69,7 +69,7 @@ def _parse_one(parser: OverridesParser, text: str) -> Override:
 
 def _check_known(override: Override) -> None:
     """A key whose first word is wrong is refused as it was typed; the rest is the schema's to judge."""
-    top = [name for name in to_dict(RunConfig(name="run")) if name != "choices"]
+    top = [name for name in to_dict(RunConfig(name="run")) if name != "choices"] + [SWEEP]
     if override.is_choice or override.is_hydras or override.key.partition(".")[0] in top:
         return
     known = [*flatten(RunConfig(name="run")), *GROUPS] if "." in override.key else [*top, "experiment"]

@@ -16,6 +16,8 @@ examples:
   distrib train experiment=news optimizer.lr=5e-5 train.global_batch_size=64
   distrib train experiment=news --dry-run                       what would run, and how
   distrib train experiment=news -m optimizer.lr=1e-5,3e-5       one run per value
+  distrib train experiment=news -m sweep=optuna 'optimizer.lr=tag(log, interval(1e-5,1e-3))'
+  distrib train -m resume=multirun/latest                       go on with a sweep that was stopped
   distrib train experiment=news tracking=[tensorboard,wandb]
   distrib train resume=runs/latest                              go on where it stopped
   distrib train --config-dir my/conf strategy=mine plugins=[my_package]

@@ -1,192 +1,203 @@
-"""``distrib train -m``: one run after another, each with all the processes it asks for.
+"""``distrib train -m``: many runs, each with all the processes it asks for.
 
 ::
 
     multirun/<name>/<time>/       run_dir=... on the command line replaces this path
-        sweep.json                all trials, rewritten after each
+        sweep.json                all trials, rewritten when one starts or ends
+        sweep.html                the page
         0/ 1/ 2/ ...              the run directory of each trial
+
+``resume=multirun/latest`` goes on with a sweep (`distrib.cli.sweep_resume`).
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from distrib.cli.rundir import link_latest, make_fresh, write_config
-from distrib.cli.trials import Trial, make_trials
+from distrib.cli.rundir import link_latest, make_fresh
+from distrib.cli.trials import Asked, ask, group_name, grouped
 from distrib.config import RunConfig
-from distrib.errors import ConfigError, DistribError
-from distrib.targets import locate
+from distrib.errors import ConfigError
+from distrib.sweeps.driver import Driver, Trial
+from distrib.sweeps.results import Objective, Record, exit_code
+from distrib.sweeps.running import Background, Foreground, Runner, Together
+from distrib.targets import build
 
 SWEEPS = Path("multirun")
 """Below the working directory."""
 
-INTERRUPTED = 130
-
-STATUSES = {
-    "done": "green",
-    "stopped": "yellow",  # before its last step, by train.stop_after
-    "stopped by a signal": "yellow",  # SIGTERM or SIGUSR1; it has saved, and the sweep ends
-    "interrupted": "yellow",  # Ctrl-C; the sweep ends
-    "failed": "red",
-    "refused": "red",  # its configuration cannot run
-    "not run": "yellow",
-}
-"""How a trial may end, and its colour on screen."""
-
-RunTrial = Callable[[RunConfig, Path], int]
-"""Trains one configuration in a run directory; returns an exit code."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """How one trial ended."""
+class Sweep:
+    """A sweep that is about to run or to go on."""
 
-    number: int
-    overrides: tuple[str, ...]
-    status: str
-    """One of `STATUSES`."""
-    run_dir: str | None = None
-    metric: str | None = None
-    value: float | None = None
-    steps: int | None = None
-    seconds: float | None = None
-    message: str | None = None
-    """Why it did not end well."""
+    asked: Asked
+    root: Path
+    record: Record
+    planned: Sequence[Trial]
+    """Those known beforehand that still have to run."""
+    example: RunConfig
+    """One run, for what all share."""
+
+    def driver(self, runner: Runner, *, is_main: bool = True) -> Driver:
+        """What runs it."""
+        from distrib.sweeps.page import write_page
+        from distrib.sweeps.screen import screen_of
+
+        return Driver(
+            search=self.asked.search,
+            space=self.asked.space,
+            compose=lambda number, own: grouped(self.asked.trial(number, own), root=self.root),
+            root=self.root,
+            record=self.record,
+            planned=self.planned,
+            runner=runner,
+            screen=screen_of(plain=isinstance(runner, Foreground)),
+            is_main=is_main,
+            settled=partial(write_page, self.root, space=self.asked.space),
+        )
 
 
-def sweep(overrides: Sequence[str], *, config_dirs: Sequence[str], run_trial: RunTrial) -> int:
-    """Trains every combination; 0 where all ended well, 130 after Ctrl-C, else 1."""
-    trials = make_trials(overrides, config_dirs=config_dirs)
-    root = make_root(trials)
-    results = run_all(trials, root, run_trial=run_trial)
-    print_table(results, root)
-    return exit_code(results)
+def sweep(overrides: Sequence[str], *, config_dirs: Sequence[str]) -> int:
+    """Trains every trial; 0 where all ended well, 130 after Ctrl-C, else 1."""
+    from distrib.cli.sweep_resume import find, locked, resumed, split_resume
+    from distrib.cli.table import print_results
+
+    resume, typed = split_resume(overrides)
+    if resume is None:
+        prepared = fresh(typed, config_dirs=config_dirs)
+        with locked(prepared.root):
+            record = run(prepared)
+    else:
+        with locked(find(resume)):
+            prepared = resumed(resume, typed, config_dirs=config_dirs)
+            record = run(prepared)
+    print_results(record, prepared.root, config_dirs=config_dirs)
+    keep(prepared, record)
+    return exit_code(record.trials)
 
 
-def make_root(trials: Sequence[Trial]) -> Path:
-    """The new directory of a sweep, named after the first trial that can run."""
+def run(sweep: Sweep) -> Record:
+    """Runs what is left of a sweep by the runner that suits it."""
+    with runner_for(sweep) as runner:
+        return sweep.driver(runner).run()
+
+
+def keep(sweep: Sweep, record: Record) -> None:
+    """Hands the whole sweep to the trackers that keep one, as configured for its trials."""
+    from distrib.sweeps.summary import sweep_info
+    from distrib.tracking.base import SweepTracker
+
+    config = sweep.example
+    for name, target in config.tracking.items():
+        tracker = build(target, key=f"tracking.{name}", plugins=config.plugins)
+        if isinstance(tracker, SweepTracker):
+            group = group_name(config.name, root=sweep.root)
+            tracker.sweep(sweep_info(record, name=group, root=sweep.root, space=sweep.asked.space))
+
+
+def fresh(overrides: Sequence[str], *, config_dirs: Sequence[str]) -> Sweep:
+    """A new sweep, with its directory made. Raises `ConfigError` for one in which nothing can run."""
+    asked = ask(overrides, config_dirs=config_dirs)
+    return new(asked, asked.trials(), overrides=overrides, root=make_root)
+
+
+def new(
+    asked: Asked,
+    trials: Sequence[Trial],
+    *,
+    overrides: Sequence[str],
+    root: Callable[[Sequence[RunConfig]], Path],
+) -> Sweep:
+    """A sweep of ``trials`` in the directory that ``root`` makes for runs like these."""
     configs = [trial.config for trial in trials if isinstance(trial.config, RunConfig)]
+    example = asked.example(trials)
+    check(asked, example, adaptive=not configs)
+    folder = root(configs or [example])
+    record = Record(
+        name=example.name,
+        overrides=tuple(word for word in overrides if not word.startswith("run_dir=")),
+        objective=Objective.of(example),
+        trials=(),
+    )
+    planned = [grouped(trial, root=folder) for trial in trials]
+    return Sweep(asked=asked, root=folder, record=record, planned=planned, example=example)
+
+
+def check(asked: Asked, example: RunConfig, *, adaptive: bool) -> None:
+    """Refuses a search that would compare what cannot be compared."""
+    pruning = asked.search.prune_after_trials is not None
+    if pruning and example.train.eval_every is None and "train.eval_every" not in asked.space:
+        raise ConfigError(
+            "train.eval_every",
+            "null",
+            "sweep.prune_after_trials compares evaluations during training: say after how many steps each",
+        )
+    for key in ("task", "experiment"):
+        if key in asked.space and (adaptive or pruning):
+            raise ConfigError(
+                key,
+                ",".join(asked.space[key].texts(key)),
+                "results of different tasks cannot be compared: search each by a sweep of its own",
+            )
+
+
+def make_root(configs: Sequence[RunConfig]) -> Path:
+    """The new directory of a sweep, named after the first trial that can run."""
     given = {config.run_dir for config in configs}
     if given == {None}:
         root = make_fresh(SWEEPS / configs[0].name)
         link_latest(SWEEPS, root)
         return root
     root = Path(configs[0].run_dir or "").resolve()
-    if len(given) > 1 or (root.exists() and any(root.iterdir())):
-        raise ConfigError("run_dir", root, "a sweep needs one new directory; its trials lie below it")
+    if root.exists() and any(root.iterdir()):
+        raise ConfigError(
+            "run_dir", root, f"a sweep needs a new directory; go on with an old one by -m resume={root}"
+        )
     root.mkdir(parents=True, exist_ok=True)
     return root
 
 
-def run_all(
-    trials: Sequence[Trial], root: Path, *, run_trial: RunTrial, is_main: bool = True
-) -> list[Result]:
-    """Runs the trials in order; a failed one does not stop the others, a signal does.
+@contextmanager
+def runner_for(sweep: Sweep) -> Iterator[Runner]:
+    """One after another with their output on screen, unless the search says otherwise."""
+    from distrib.cli.launching import early_server, launch, launch_together
+    from distrib.cli.trial import command
+    from distrib.sweeps.seats import Machine, Seats
 
-    Args:
-        is_main: whether this process writes the directory; the others of the same sweep only take part.
-    """
-    results: list[Result] = []
-    for trial in trials:
-        if any(result.status in ("interrupted", "stopped by a signal") for result in results):
-            results.append(Result(number=trial.number, overrides=trial.overrides, status="not run"))
-        else:
-            results.append(run_one(trial, root / str(trial.number), run_trial=run_trial, is_main=is_main))
-        if is_main:
-            write_results(results, root)
-    return results
-
-
-def run_one(trial: Trial, run_dir: Path, *, run_trial: RunTrial, is_main: bool) -> Result:
-    """Trains one trial and reads from its directory how it went."""
-    started = time.monotonic()
-    if isinstance(trial.config, ConfigError):
-        return Result(
-            number=trial.number, overrides=trial.overrides, status="refused", message=str(trial.config)
-        )
-    if is_main:
-        print(f"\ntrial {trial.number}   {' '.join(trial.overrides)}", flush=True)
-        run_dir.mkdir()
-        write_config(trial.config, run_dir)
-    try:
-        code, message = run_trial(trial.config, run_dir), None
-    except KeyboardInterrupt:
-        code, message = INTERRUPTED, None
-    except DistribError as error:
-        code, message = error.exit_code, str(error)
-    return Result(
-        number=trial.number,
-        overrides=trial.overrides,
-        run_dir=str(run_dir),
-        seconds=round(time.monotonic() - started, 3),
-        **_outcome(trial.config, run_dir, code=code, message=message),
-    )
+    search = sweep.asked.search
+    if search.parallel == 1 and search.prune_after_trials is None:
+        with early_server() as server:
+            yield Foreground(partial(launch, server=server))
+        return
+    configs = [trial.config for trial in sweep.planned if isinstance(trial.config, RunConfig)]
+    together = None if search.prune_after_trials else launch_together(configs, at_once=search.parallel)
+    if together is not None:
+        yield Together(together)
+    else:
+        yield Background(command, seats=Seats(search.parallel, machine=Machine.here()))
 
 
-def _outcome(config: RunConfig, run_dir: Path, *, code: int, message: str | None) -> dict[str, Any]:
-    if code == INTERRUPTED:
-        return {"status": "interrupted"}
-    if code != 0:
-        return {"status": "failed", "message": message or f"exit code {code}; see {run_dir / 'logs'}"}
-    summary = _read_summary(run_dir)
-    metric = getattr(locate(config.task, key="task", plugins=config.plugins), "primary_metric", None)
-    stopped_by = str(summary.get("stopped_by") or "")
-    by_signal = "stopped by a signal" if stopped_by.startswith("SIG") else "stopped"
-    return {
-        "status": by_signal if stopped_by else "done",
-        "metric": metric,
-        "value": summary.get("metrics", {}).get(metric),
-        "steps": summary.get("steps"),
-    }
-
-
-def _read_summary(run_dir: Path) -> dict[str, Any]:
-    """Empty where a launcher only submitted the job and the run is still to come."""
-    try:
-        summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return summary
-
-
-def write_results(results: Sequence[Result], root: Path) -> None:
-    """``sweep.json``: whole at any time, so that a sweep can be watched."""
-    draft = root / ".sweep.json"
-    draft.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n", encoding="utf-8")
-    draft.replace(root / "sweep.json")
-
-
-def print_table(results: Sequence[Result], root: Path) -> None:
-    """All trials on screen, then why some did not end well."""
-    from rich.console import Console
-
-    from distrib.cli.table import sweep_table
-
-    console = Console()
-    console.print(sweep_table(results, root=root))
-    for result in results:
-        if result.message is not None:
-            console.print(
-                f"trial {result.number}: {result.message}", style="red", markup=False, highlight=False
-            )
-    print(f"sweep directory   {root}")
-
-
-def exit_code(results: Sequence[Result]) -> int:
-    """0 where every trial ended well, 130 after Ctrl-C, else 1."""
-    statuses = {result.status for result in results}
-    if "interrupted" in statuses:
-        return INTERRUPTED
-    return 0 if statuses <= {"done", "stopped"} else 1
-
-
-def show(trials: Sequence[Trial]) -> None:
+def show(overrides: Sequence[str], *, config_dirs: Sequence[str]) -> None:
     """What ``--dry-run`` prints of a sweep: what would run, and what is refused."""
+    from distrib.cli.sweep_resume import resumed, split_resume
+
+    resume, typed = split_resume(overrides)
+    if resume is None:
+        asked = ask(typed, config_dirs=config_dirs)
+        trials: Sequence[Trial] = asked.trials()
+    else:
+        left = resumed(resume, typed, config_dirs=config_dirs)
+        asked, trials = left.asked, left.planned
     for trial in trials:
         refusal = f"   refused: {trial.config}" if isinstance(trial.config, ConfigError) else ""
         print(f"trial {trial.number}   {' '.join(trial.overrides)}{refusal}")
+    if not trials:
+        asked.example([])
+        print("each trial follows from the results of those before it; what varies:")
+        for key, values in asked.space.items():
+            print(f"  {key}   {values}")

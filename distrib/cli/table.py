@@ -1,4 +1,4 @@
-"""The table at the end of a sweep."""
+"""What a sweep leaves on screen: the table of its trials, the best one, how to go on."""
 
 from __future__ import annotations
 
@@ -6,10 +6,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distrib.cli.sweep import STATUSES, Result
+from distrib.sweeps.page import PAGE
+from distrib.sweeps.results import SETTLED, STATUSES, Record, Result, best
+from distrib.tracking.closing import shown
+from distrib.tracking.text import number_text
+
+
+def print_results(record: Record, root: Path, *, config_dirs: Sequence[str] = ()) -> None:
+    """All trials, then why some did not end well, the best one, and where everything lies."""
+    from distrib.cli.sweep_resume import resume_command
+
+    console = Console()
+    console.print(sweep_table(record.trials, root=root))
+    for result in record.trials:
+        if result.message is not None:
+            console.print(
+                f"trial {result.number}: {result.message}", style="red", markup=False, highlight=False
+            )
+    for first in best(record.trials, record.objective)[:1]:
+        value = f"{record.objective.metric} {number_text(first.value)}"
+        print(f"best              trial {first.number}   {value}   {' '.join(first.overrides)}")
+    print(f"sweep directory   {root}")
+    print(f"page              {shown(root / PAGE)}")
+    if any(result.status not in SETTLED for result in record.trials):
+        print(f"continue          {resume_command(shown(root), record, config_dirs=config_dirs)}")
 
 
 def sweep_table(results: Sequence[Result], *, root: Path) -> Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the resolved configuration, the derived accumulation and the commands; make nothing",
+        help="print the resolved configuration, the derived accumulation, the commands, and the launcher's "
+        "script in launch/ with the values filled in; make nothing",
+    )
+    parser.add_argument(
+        "--script",
+        type=Path,
+        metavar="FILE",
+        help="as --dry-run, and write that script to FILE, which must not exist yet",
     )
     parser.add_argument(
         "-m",
@@ -52,10 +58,14 @@ def run(args: argparse.Namespace) -> int:
     from distrib.world import World
 
     world = World.from_env()
-    if args.dry_run:
+    if args.dry_run or args.script:
         return _show(args)
-    if world.size > 1:
+    if world.size > 1 or world.elastic:
         return _join(args, world)
+    if args.multirun:
+        from distrib.cli.sweep import sweep
+
+        return sweep(args.overrides, config_dirs=args.config_dir)
     from distrib.cli.launching import early_server
 
     with early_server() as server:
@@ -64,21 +74,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _start(args: argparse.Namespace, server: ForkServer | None) -> int:
     """Processes of our own."""
-    from distrib.cli.launching import launch
-
-    run_trial = partial(launch, server=server)
-    if args.multirun:
-        from distrib.cli.sweep import sweep
-
-        return sweep(args.overrides, config_dirs=args.config_dir, run_trial=run_trial)
     from distrib.cli.compose import compose
+    from distrib.cli.launching import launch
     from distrib.cli.rundir import make_run_dir
 
     config = compose(args.overrides, config_dirs=args.config_dir)
     announce(config)
     run_dir = make_run_dir(config)
     print(f"run directory   {run_dir}", flush=True)
-    return run_trial(config, run_dir)
+    return launch(config, run_dir, server=server)
 
 
 def _join(args: argparse.Namespace, world: World) -> int:
@@ -111,12 +115,22 @@ def _show(args: argparse.Namespace) -> int:
 
     if args.multirun:
         from distrib.cli.sweep import show
-        from distrib.cli.trials import make_trials
 
-        show(make_trials(args.overrides, config_dirs=args.config_dir))
+        show(args.overrides, config_dirs=args.config_dir)
         return 0
     config = compose(args.overrides, config_dirs=args.config_dir)
     run_dir = Path(config.run_dir) if config.run_dir else RUNS / config.name / "<time>"
     for line in describe(config, run_dir):
         print(line)
+    _show_script(config, args)
     return 0
+
+
+def _show_script(config: RunConfig, args: argparse.Namespace) -> None:
+    from distrib.cli.launch_script import filled, write
+
+    if args.script:
+        write(config, args.overrides, args.script)
+        print(f"\nscript          {args.script}")
+    elif script := filled(config, args.overrides):
+        print(f"\nas a script (--script FILE writes it):\n\n{script}")

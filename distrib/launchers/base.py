@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from distrib.launchers.forkserver import ForkServer
@@ -45,6 +45,22 @@ class Command:
     """What is set besides the launcher's own environment."""
     rank: int
     host: str = "localhost"
+    program: str = ""
+    """Of somebody else's launcher, which starts the ranks: its log is named so. Empty: a rank itself."""
+
+    @property
+    def log_name(self) -> str:
+        """Its file in ``logs/``, without the ending."""
+        return f"{self.program}-{self.rank}" if self.program else f"rank-{self.rank}"
+
+
+class LaunchMany(Protocol):
+    """Runs independent jobs to their end, at most ``at_once`` at a time (None: no limit but the cluster's).
+
+    Returns their exit codes in the order of ``plans``.
+    """
+
+    def __call__(self, plans: Sequence[LaunchPlan], *, at_once: int | None) -> list[int]: ...
 
 
 class Launcher(ABC):
@@ -53,10 +69,16 @@ class Launcher(ABC):
     num_processes: int
     """Per node."""
     num_nodes: int
+    launch_many: LaunchMany | None = None
+    """For the trials of a sweep, where a launcher has a better way than one by one, as a job array."""
 
     @abstractmethod
     def plan(self, plan: LaunchPlan) -> list[Command]:
         """The commands of a job, in order of rank: pure, so that it can be printed and compared."""
+
+    def files(self, plan: LaunchPlan) -> Mapping[str, str]:
+        """What `launch` first writes into the run directory, by name: pure as well."""
+        return {}
 
     @abstractmethod
     def launch(self, plan: LaunchPlan, *, server: ForkServer | None = None) -> int:

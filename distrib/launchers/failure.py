@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,9 @@ PEER_LOST = PeerLostError.exit_code
 
 FAILED = "--- rank {rank} failed ---"
 """A rank writes this line before its last words, so that the launcher can show them last."""
+
+LOST = "(it lost another rank, whose own failure is the cause)"
+"""Comes next where it is so."""
 
 TAIL_LINES = 30
 """Shown of a log without last words: the rank was killed, or crashed below Python."""
@@ -69,3 +72,32 @@ def first_cause(deaths: Iterable[Death]) -> Death:
     return min(
         deaths, key=lambda death: (death.code == PEER_LOST, death.seen_at, death.code >= 0, death.rank)
     )
+
+
+def cause_in(logs: Path, *, starts: Mapping[Path, int]) -> tuple[int, str] | None:
+    """The rank that failed first by its own words, and those; None where no rank has left any.
+
+    For ranks that somebody else's launcher started, which says of them no more than an exit code.
+
+    Args:
+        logs: the folder with one log a rank.
+        starts: where this run's part of each begins; 0 for one that is not in it.
+    """
+    found = []
+    for log in logs.glob("rank-*.log"):
+        rank = int(log.stem.rpartition("-")[2])
+        words = last_words(log, start=starts.get(log, 0), rank=rank)
+        if words is not None:
+            found.append((words.startswith(LOST), log.stat().st_mtime, rank, words))
+    if not found or min(found)[0]:
+        return None
+    return min(found)[2:]
+
+
+def last_words(log: Path, *, start: int, rank: int) -> str | None:
+    """What a rank wrote after it said that it failed; None where it did not."""
+    with log.open("rb") as file:
+        file.seek(start)
+        text = file.read().decode(errors="replace")
+    _, mark, words = text.rpartition(FAILED.format(rank=rank) + "\n")
+    return words.strip() if mark else None

@@ -18,6 +18,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from typing import Any
 
 from distrib.errors import LaunchError
 from distrib.launchers.base import Command
-from distrib.launchers.starting import Files, Running, environment, popen
+from distrib.launchers.starting import Files, Running, environment, popen, send_signal
 
 PRELOAD = ("torch", "torch._dynamo")
 SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -104,6 +105,9 @@ class _Fork:
         if self.code is None:
             self.code = self.server.poll(self.pid)
         return self.code
+
+    def send(self, number: signal.Signals, *, to_group: bool = False) -> None:
+        send_signal(self.pid, number, to_group=to_group)
 
 
 def _send(connection: socket.socket, message: Any, fds: list[int]) -> None:

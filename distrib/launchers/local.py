@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-from collections.abc import Iterator
+import secrets
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from distrib.errors import ConfigError
 from distrib.launchers.base import Command, Launcher, LaunchPlan
+from distrib.launchers.cluster import check_restarts
+from distrib.launchers.network import LOOPBACK, reserved_port
+from distrib.rank_variables import TOKEN
 
 if TYPE_CHECKING:
     from distrib.launchers.forkserver import ForkServer
-
-LOOPBACK = "127.0.0.1"
 
 
 class Local(Launcher):
@@ -26,10 +26,17 @@ class Local(Launcher):
         threads: of torch per process; None: the processor cores shared out evenly.
         rejoins: how often, in all, a rank that died is started again to join a job that goes on without
             it; only for strategies that do.
+        max_restarts: how often the job is started again from its last checkpoint when a rank has died.
     """
 
     def __init__(
-        self, *, num_processes: int = 1, num_nodes: int = 1, threads: int | None = None, rejoins: int = 0
+        self,
+        *,
+        num_processes: int = 1,
+        num_nodes: int = 1,
+        threads: int | None = None,
+        rejoins: int = 0,
+        max_restarts: int = 0,
     ) -> None:
         if num_processes < 1:
             raise ConfigError("launcher.num_processes", num_processes, "at least 1 is needed")
@@ -37,8 +44,8 @@ class Local(Launcher):
             raise ConfigError(
                 "launcher.num_nodes",
                 num_nodes,
-                "launcher=local starts processes on this machine only; on every machine, start "
-                "`torchrun --nnodes ... -m distrib train ...` with the same settings",
+                "launcher=local starts processes on this machine only; on several, use "
+                "launcher=ssh launcher.hosts=FILE",
             )
         if threads is not None and threads < 1:
             raise ConfigError(
@@ -47,6 +54,7 @@ class Local(Launcher):
         if rejoins < 0:
             raise ConfigError("launcher.rejoins", rejoins, "must not be negative; 0 starts none again")
         self.rejoins = rejoins
+        self.max_restarts = check_restarts(max_restarts)
         self.num_processes = num_processes
         self.num_nodes = num_nodes
         self.threads = threads
@@ -60,12 +68,20 @@ class Local(Launcher):
 
     def launch(self, plan: LaunchPlan, *, server: ForkServer | None = None) -> int:
         """As `Launcher.launch`. Raises `LaunchError` where the server died."""
+        from distrib.launchers.restarts import with_restarts
+
+        attempt = partial(self._attempt, server=server)
+        return with_restarts(attempt, plan, max_restarts=self.max_restarts)
+
+    def _attempt(self, plan: LaunchPlan, *, server: ForkServer | None) -> int:
         from distrib.launchers.starting import popen
         from distrib.launchers.supervise import Supervisor
 
         with reserved_port(plan.master_port) as port:
+            # Not in `plan`, which is printed.
+            env = {**plan.env, TOKEN: secrets.token_hex(16)}
             return Supervisor(
-                self.plan(replace(plan, master_port=port.getsockname()[1])),
+                self.plan(replace(plan, master_port=port.getsockname()[1], env=env)),
                 start=server.start if server else popen,
                 logs=plan.run_dir / "logs",
                 port_fd=port.fileno(),
@@ -87,14 +103,3 @@ class Local(Launcher):
         }
         threads = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
         return {**env, **threads, **plan.env}
-
-
-@contextlib.contextmanager
-def reserved_port(port: int) -> Iterator[socket.socket]:
-    """A socket bound on the loopback interface, not yet listening: rank 0 will, on the same socket.
-
-    So no other program can take the port in between, and two jobs on one host never meet.
-    """
-    with socket.socket() as bound:
-        bound.bind((LOOPBACK, port))
-        yield bound

@@ -18,9 +18,9 @@ from distrib.launchers.failure import FAILED
 
 
 def open_log(folder: Path, command: Command, *, size: int) -> tuple[Path, int]:
-    """Opens ``rank-<r>.log`` to append, with a line that says what starts; returns path and descriptor."""
+    """Opens the command's log to append, with a line that says what starts; returns path and descriptor."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"rank-{command.rank}.log"
+    path = folder / f"{command.log_name}.log"
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     what = shlex.join(command.argv)
@@ -41,8 +41,33 @@ def kept_in_log(folder: Path, *, rank: int) -> Iterator[None]:
             try:
                 yield
             except BaseException:
-                log.write(traceback.format_exc())
+                log.write(f"{FAILED.format(rank=rank)}\n{traceback.format_exc()}")
                 raise
+
+
+@contextlib.contextmanager
+def as_a_guest(folder: Path, *, rank: int) -> Iterator[None]:
+    """For a rank that another program starts for us: its own log, and no terminal.
+
+    Open MPI gives ranks a terminal of its own making, whatever its output goes to.
+    """
+    with kept_in_log(folder, rank=rank), contextlib.redirect_stdout(_NoTerminal(sys.stdout)):
+        yield
+
+
+class _NoTerminal(io.TextIOBase):
+    """Writes to what looks like a terminal and is none."""
+
+    def __init__(self, screen: TextIO) -> None:
+        self._screen = screen
+
+    def write(self, text: str) -> int:
+        written = self._screen.write(text)
+        self._screen.flush()
+        return written
+
+    def isatty(self) -> bool:
+        return False
 
 
 class _Both(io.TextIOBase):
@@ -66,17 +91,18 @@ class _Both(io.TextIOBase):
 
 
 class Mirror:
-    """Rank 0's standard error: into its log at once, and on screen but for the last words.
+    """What a rank writes: into its log at once, and on screen but for the last words.
 
     Those come last on screen, when every process has ended (`Death.describe`). The log itself cannot be
     followed instead, because the rank writes more to it: what it shows on the terminal.
     """
 
-    def __init__(self, log: int, *, rank: int = 0, screen: TextIO | None = None) -> None:
+    def __init__(self, log: int, *, rank: int = 0, label: str = "", screen: TextIO | None = None) -> None:
         self._reading, self.writing = os.pipe()
         os.set_blocking(self._reading, False)
         self._log = os.dup(log)
         self._screen = screen or sys.stderr
+        self._label = label
         self._mark = FAILED.format(rank=rank).encode()
         self._pending = b""
 
@@ -105,5 +131,6 @@ class Mirror:
 
     def _show(self, text: bytes) -> None:
         if text:
-            self._screen.write(text.decode(errors="replace"))
+            lines = text.decode(errors="replace").splitlines(keepends=True)
+            self._screen.write("".join(f"{self._label}{line}" for line in lines))
             self._screen.flush()

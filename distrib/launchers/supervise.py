@@ -1,4 +1,4 @@
-"""Watches over the ranks on this host: the first failure ends the job, and nothing is left behind."""
+"""Watches over the ranks of a job: the first failure ends the job, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -43,17 +43,15 @@ class Member:
 
     def send(self, number: signal.Signals) -> None:
         """To the rank alone: its helpers (a tracker's, a loader's) must live until it has saved."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.running.pid, number)
+        self.running.send(number)
 
     def send_to_group(self, number: signal.Signals) -> None:
         """To the rank and everything it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.running.pid, number)
+        self.running.send(number, to_group=True)
 
 
 class Supervisor:
-    """Runs commands on this host to their end.
+    """Runs commands to their end, wherever ``start`` starts them.
 
     Rank 0 writes to this process's standard output. Everything else a rank writes goes to its log;
     rank 0's standard error is shown on screen too.
@@ -61,6 +59,8 @@ class Supervisor:
     Args:
         expendable: ranks whose death the job survives; the death of any other ends it.
         rejoins: how often, in all, an expendable rank that died is started again.
+        label: what stands in front of a rank's lines, which are all shown then.
+        describe: the last words on screen of a job that failed.
     """
 
     def __init__(
@@ -72,6 +72,8 @@ class Supervisor:
         port_fd: int | None = None,
         expendable: Collection[int] = (),
         rejoins: int = 0,
+        label: Callable[[Command], str] | None = None,
+        describe: Callable[[Death], str] = Death.describe,
     ) -> None:
         self._commands = commands
         self._start = start
@@ -79,11 +81,13 @@ class Supervisor:
         self._port_fd = port_fd
         self._expendable = expendable
         self._rejoins_left = rejoins
+        self._label = label
+        self._describe = describe
         self._lifeline = -1
         self._members: list[Member] = []
         self._deaths: dict[int, Death] = {}
         self._lost: dict[int, Death] = {}
-        self._mirror: Mirror | None = None
+        self._mirrors: list[Mirror] = []
         self._interrupts = 0
 
     def run(self) -> int:
@@ -99,8 +103,8 @@ class Supervisor:
             self._kill_groups()
             os.close(writing)
             os.close(self._lifeline)
-            if self._mirror:
-                self._mirror.close()
+            for mirror in self._mirrors:
+                mirror.close()
         if self._interrupts:
             return INTERRUPTED
         return 0 if finished else self._report()
@@ -108,23 +112,26 @@ class Supervisor:
     def _start_one(self, command: Command) -> Member:
         path, log = open_log(self._logs, command, size=len(self._commands))
         start = path.stat().st_size
-        others = Files(stdout=log, stderr=log, named={LIFELINE: self._lifeline})
+        mirror = self._mirror_of(command, log=log)
+        err = mirror.writing if mirror else log
+        first = command.rank == 0
+        port = {PORT_FD: self._port_fd} if first and self._port_fd is not None else {}
         try:
-            first = command.rank == 0
-            running = self._start_first(command, log=log) if first else self._start(command, others)
+            files = Files(stdout=1 if first else err, stderr=err, named={LIFELINE: self._lifeline, **port})
+            running = self._start(command, files)
         finally:
             os.close(log)
+            if mirror:
+                os.close(mirror.writing)
         return Member(command=command, running=running, log=path, log_start=start)
 
-    def _start_first(self, command: Command, *, log: int) -> Running:
-        """Rank 0: on the terminal, and on the port that was reserved."""
-        self._mirror = Mirror(log)
-        port = {} if self._port_fd is None else {PORT_FD: self._port_fd}
-        try:
-            files = Files(stdout=1, stderr=self._mirror.writing, named={LIFELINE: self._lifeline, **port})
-            return self._start(command, files)
-        finally:
-            os.close(self._mirror.writing)
+    def _mirror_of(self, command: Command, *, log: int) -> Mirror | None:
+        """Shows a rank on screen: rank 0, and with labels every one."""
+        if command.rank and self._label is None:
+            return None
+        label = self._label(command) if self._label else ""
+        self._mirrors.append(Mirror(log, rank=command.rank, label=label))
+        return self._mirrors[-1]
 
     def _watch(self) -> bool:
         """Waits until all ranks ended well (True), one failed, or Ctrl-C came."""
@@ -152,8 +159,8 @@ class Supervisor:
                 running = self._go_on_without(member, death) or running
             else:
                 self._deaths[member.rank] = death
-        if self._mirror:
-            self._mirror.update()
+        for mirror in self._mirrors:
+            mirror.update()
         return running
 
     def _go_on_without(self, member: Member, death: Death) -> bool:
@@ -198,7 +205,7 @@ class Supervisor:
 
     def _report(self) -> int:
         cause = first_cause((self._deaths or self._lost).values())
-        print(cause.describe(), file=sys.stderr, flush=True)
+        print(self._describe(cause), file=sys.stderr, flush=True)
         return cause.exit_code
 
     @contextlib.contextmanager

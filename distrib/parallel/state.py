@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
@@ -60,13 +60,20 @@ def load_replica(reader: StateReader, module: nn.Module, optimizer: Optimizer) -
 
 
 def load_optimizer(reader: StateReader, module: nn.Module, optimizer: Optimizer) -> None:
-    """Fills the optimizer's slots; `Optimizer.load_state_dict` puts each on its parameter's device."""
-    slots: dict[str, dict[str, Tensor]] = {}
-    for full_name in sorted(reader.names("optimizer")):  # alike on all ranks, which will save in this order
+    """Fills the optimizer's slots from a checkpoint."""
+    names = sorted(reader.names("optimizer"))  # alike on all ranks, which will save in this order
+    slots = {name: reader.read("optimizer", name).clone() for name in names}
+    fill_optimizer(slots, module, optimizer)
+
+
+def fill_optimizer(slots: Mapping[str, Tensor], module: nn.Module, optimizer: Optimizer) -> None:
+    """Makes these the optimizer's slots, named as `optimizer_slots` does, each on its parameter's device."""
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for full_name, tensor in slots.items():
         name, slot = full_name.rsplit("/", 1)
-        slots.setdefault(name, {})[slot] = reader.read("optimizer", full_name).clone()
+        by_name.setdefault(name, {})[slot] = tensor
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     ordered = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
     state = optimizer.state_dict()
-    state["state"] = {number: slots[name] for number, name in enumerate(ordered) if name in slots}
+    state["state"] = {number: by_name[name] for number, name in enumerate(ordered) if name in by_name}
     optimizer.load_state_dict(state)

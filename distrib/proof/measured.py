@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -89,6 +89,11 @@ class Measured(Strategy):
 
     def reduce(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self.inner.reduce(sums)
+
+    def tally(
+        self, sums: Mapping[str, Tensor], *, per_step: Collection[str], votes: Collection[str]
+    ) -> dict[str, Tensor]:
+        return self.inner.tally(sums, per_step=per_step, votes=votes)
 
     def save(self, writer: StateWriter) -> None:
         self.inner.save(writer)

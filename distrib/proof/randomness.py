@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from distrib.config import RunConfig
 from distrib.run import assemble
 from distrib.targets import build
-from distrib.tracking.base import NullTracker
 from distrib.world import World
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class Randomness:
 def find_randomness(config: RunConfig, *, run_dir: Path) -> Randomness:
     """Builds the model and its first microbatch in this process. Raises `ConfigError`, `DataError`."""
     strategy = build(config.strategy, key="strategy", plugins=config.plugins)
-    rank = assemble(config, run_dir=run_dir, world=World(), strategy=strategy, tracker=NullTracker())
+    rank = assemble(config, run_dir=run_dir, world=World(), strategy=strategy)
     model = rank.job.build_model()
     return Randomness(parts=tuple(random_parts(model)), felt=depends_on_seed(model, rank))
 

@@ -18,7 +18,7 @@ the configuration reads the constructor and must not pay for either.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from distrib.errors import ConfigError
@@ -70,6 +70,21 @@ class Strategy(ABC):
     def reduce(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Adds up sums over all data shards: same names and shapes everywhere, float64 on the CPU."""
 
+    def tally(
+        self, sums: Mapping[str, Tensor], *, per_step: Collection[str], votes: Collection[str]
+    ) -> dict[str, Tensor]:
+        """Adds up what was measured in the steps since the last time; for most, `reduce`.
+
+        Where ranks run at their own pace this need not wait for them: a number is then an estimate from
+        those that have come, and the ranks do not have to ask equally often. A vote above 0 comes back on
+        every rank after the same step, whose `StepResult.meet` is true.
+
+        Args:
+            per_step: names of vectors with an entry for each of this rank's steps.
+            votes: names of numbers by which a rank asks for something of all.
+        """
+        return self.reduce(sums)
+
     @abstractmethod
     def save(self, writer: StateWriter) -> None:
         """Hands weights and optimizer state to ``writer``: plain names, full tensors, one at a time."""
@@ -93,6 +108,13 @@ class Strategy(ABC):
         Asked where training begins, on every rank alike. Where there is a number, no checkpoint is loaded.
         """
         return None
+
+    def current_world(self, world: World) -> World:
+        """Where this rank is now, which began as ``world``: an elastic engine's ranks change.
+
+        Asked where training begins, like `live_step`.
+        """
+        return world
 
     def measures(self) -> Mapping[str, float]:
         """What this rank has measured of the strategy's own working since it was last asked, by name.

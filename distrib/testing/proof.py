@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,26 +192,30 @@ def global_batch(proof: Proof, step: int) -> list[Batch]:
     return batches
 
 
-def train(world: World, proof: Proof) -> Trajectory:
-    """Runs a proof on this rank."""
+def train(world: World, proof: Proof) -> Trajectory | None:
+    """Runs a proof on this rank; None on a rank that only serves."""
     strategy: Strategy = build(proof.strategy, key="strategy", plugins=proof.plugins)
-    strategy.setup(job_for(proof), world)
     try:
-        if proof.load_from:
-            strategy.load(StateReader(Path(proof.load_from)))
-        losses, norms, updated = [], [], []
-        for step in range(proof.first_step, proof.steps):
-            everything = global_batch(proof, step)
-            mine = list(strategy.shard.take(everything, step=step)) or [everything[0].ghost()]
-            result = strategy.train_step(mine, step)
-            total = strategy.reduce({"loss": result.loss})["loss"].item()
-            losses.append(total / everything[0].step_targets)
-            norms.append(float(result.grad_norm))
-            updated.append(result.updated)
-        sums = evaluation(strategy)
-        weights = saved_weights(strategy, world, proof)
+        strategy.setup(job_for(proof), world)
+        return strategy.run(partial(_steps, strategy, world, proof))
     finally:
         strategy.close()
+
+
+def _steps(strategy: Strategy, world: World, proof: Proof) -> Trajectory:
+    if proof.load_from:
+        strategy.load(StateReader(Path(proof.load_from)))
+    losses, norms, updated = [], [], []
+    for step in range(proof.first_step, proof.steps):
+        everything = global_batch(proof, step)
+        mine = list(strategy.shard.take(everything, step=step)) or [everything[0].ghost()]
+        result = strategy.train_step(mine, step)
+        total = strategy.reduce({"loss": result.loss})["loss"].item()
+        losses.append(total / everything[0].step_targets)
+        norms.append(float(result.grad_norm))
+        updated.append(result.updated)
+    sums = evaluation(strategy)
+    weights = saved_weights(strategy, world, proof)
     return Trajectory(losses=losses, grad_norms=norms, updated=updated, sums=sums, weights=weights)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from distrib.tasks.base import Report
@@ -63,6 +63,31 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Always called last, also after an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepInfo:
+    """What a tracker may keep of a whole sweep."""
+
+    name: str
+    """The group of its trials, as ``news-2026-01-31_12-00-00``."""
+    root: Path
+    """The sweep's directory."""
+    metric: str
+    config: Mapping[str, Any]
+    """What was typed and which settings vary."""
+    trials: Sequence[Mapping[str, Any]]
+    """One row per trial, all with the same names: its number, status, settings and the metric's value."""
+    summary: Mapping[str, Any]
+    """The best trial's number, value and settings; how many trials ended how."""
+
+
+@runtime_checkable
+class SweepTracker(Protocol):
+    """A tracker that also keeps a sweep as a whole, beside the runs of its trials."""
+
+    def sweep(self, info: SweepInfo) -> None:
+        """Called once, after the last trial."""
 
 
 class NullTracker:

@@ -18,7 +18,7 @@ from distrib.tracking.files import read_json, write_json
 
 if TYPE_CHECKING:
     from distrib.tasks.base import Report
-    from distrib.tracking.base import RunInfo
+    from distrib.tracking.base import RunInfo, SweepInfo
 
 log = logging.getLogger(__name__)
 IDENTITY = "wandb.json"
@@ -57,17 +57,9 @@ class WandB:
             raise MissingDependencyError("wandb", extra="tracking", needed_for="tracking=wandb")
 
     def start(self, info: RunInfo) -> None:
-        import wandb
-
-        mode = self._mode()
-        try:
-            self._run = self._init(info, mode=mode)
-        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-            if mode == "offline":
-                raise
-            log.warning("wandb could not be reached; this run is kept offline: %s", error)
-            wandb.teardown()  # the attempt holds on to the run's id otherwise
-            self._run = self._init(info, mode="offline")
+        self._run = self._open(
+            info.run_dir, name=f"{info.name}-{info.run_dir.name}", config=info.config, group=self.group
+        )
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
 
@@ -79,6 +71,22 @@ class WandB:
         self._log({"step": step, **{f"eval/{name}": value for name, value in report.metrics.items()}})
 
     def notice(self, text: str) -> None: ...
+
+    def sweep(self, info: SweepInfo) -> None:
+        """A run of its own in the group of the trials: their table, the objective by trial, the best one."""
+        import wandb
+
+        run = self._open(
+            info.root, name=info.name, config=info.config, group=self.group or info.name, job_type="sweep"
+        )
+        for row in info.trials:
+            if row[info.metric] is not None:
+                run.log({"trial": row["trial"], info.metric: row[info.metric]})
+        columns = list(info.trials[0]) if info.trials else []
+        cells = [list(row.values()) for row in info.trials]
+        run.log({"trials": wandb.Table(columns=columns, data=cells, allow_mixed_types=True)})
+        run.summary.update(without_secrets(dict(info.summary)))
+        run.finish()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         if self._run is not None:
@@ -98,19 +106,34 @@ class WandB:
         wanted = os.environ.get("WANDB_MODE", "online")
         return "online" if wanted == "online" and has_key() else "offline"
 
-    def _init(self, info: RunInfo, *, mode: Literal["online", "offline"]) -> Any:
+    def _open(self, folder: Path, **options: Any) -> Any:
+        """A W&B run kept in ``folder``; offline where the network cannot be reached."""
+        import wandb
+
+        mode = self._mode()
+        try:
+            return self._init(folder, mode=mode, **options)
+        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+            if mode == "offline":
+                raise
+            log.warning("wandb could not be reached; this run is kept offline: %s", error)
+            wandb.teardown()  # the attempt holds on to the run's id otherwise
+            return self._init(folder, mode="offline", **options)
+
+    def _init(
+        self, folder: Path, *, mode: Literal["online", "offline"], config: Mapping[str, Any], **options: Any
+    ) -> Any:
         import wandb
 
         return wandb.init(
             project=self.project,
             entity=self.entity,
-            group=self.group,
-            id=_identity(info.run_dir),
+            id=_identity(folder),
             resume="allow",
-            name=f"{info.name}-{info.run_dir.name}",
-            dir=str(info.run_dir),
-            config=without_secrets(dict(info.config)),
+            dir=str(folder),
+            config=without_secrets(dict(config)),
             mode=mode,
+            **options,
             settings=wandb.Settings(
                 init_timeout=self.patience,
                 finish_timeout=self.patience,

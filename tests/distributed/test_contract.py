@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from matrix import current, table
 from strategies import CANDIDATES, Candidate
 
+from distrib.errors import ConfigError
+from distrib.strategies.base import Strategy
 from distrib.testing.proof import Proof, Trajectory, initial_weights, largest_difference, train
 from distrib.testing.workers import Workers
 from distrib.world import World
@@ -25,7 +28,8 @@ pytestmark = pytest.mark.timeout(120)
 @lru_cache
 def reference(proof: Proof) -> Trajectory:
     """The one-process run, in this process."""
-    return train(World(), proof)
+    (alone,) = trained([train(World(), proof)])
+    return alone
 
 
 def hashable(proof: Proof) -> Proof:
@@ -41,7 +45,13 @@ class FrozenTarget(dict[str, object]):
         return hash(tuple(sorted(self.items())))
 
 
-def assert_same(ours: list[Trajectory], proof: Proof) -> None:
+def trained(outcomes: list[Trajectory | None]) -> list[Trajectory]:
+    """The ranks that trained: a server returns nothing."""
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def assert_same(outcomes: list[Trajectory | None], proof: Proof) -> None:
+    ours = trained(outcomes)
     theirs = reference(hashable(proof))
     bound = LOSS_BOUND[proof.precision]
     first = proof.first_step
@@ -162,29 +172,93 @@ def test_nan_on_one_rank_skips_the_step_on_all(workers: Workers, candidate: Cand
     proof = Proof(
         strategy=candidate.target, precision=precision, microbatch_size=2, steps=1, nan_at=(0, size - 1)
     )
-    for rank in workers.run(train, proof, size=size):
+    for rank in trained(workers.run(train, proof, size=size)):
         assert rank.updated == [False]
         assert not math.isfinite(rank.grad_norms[0])
         if rank.weights:
             assert largest_difference(rank.weights, initial_weights(proof))[0] == 0.0
     later = dataclasses.replace(proof, steps=3, nan_at=(1, size - 1))
-    ours = workers.run(train, later, size=size)
-    assert [rank.updated for rank in ours] == [[True, False, True]] * size
+    ours = trained(workers.run(train, later, size=size))
+    assert [rank.updated for rank in ours] == [[True, False, True]] * (size - candidate.num_servers)
     difference, _ = largest_difference(ours[0].weights, reference(hashable(later)).weights)
     assert difference <= WEIGHT_BOUND[precision]
 
 
-def lifecycle(world: World, proof: Proof) -> tuple[bool, int, list[float]]:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("candidate", "precision"),
+    [pytest.param(c, precision, id=f"{precision}-{c.name}") for c in CANDIDATES for precision in c.rounded],
+)
+def test_autocast_is_that_of_one_process(workers: Workers, candidate: Candidate, precision: str) -> None:
+    """Each microbatch is rounded as in one process, so losses differ by less than one rounding of them."""
+    proof = Proof(strategy=candidate.target, precision=precision, steps=10)
+    ours = trained(workers.run(train, proof, size=several(candidate)))
+    theirs = reference(hashable(proof))
+    assert ours[0].losses == pytest.approx(theirs.losses, abs=2e-3, rel=0)
+    exact = reference(hashable(dataclasses.replace(proof, precision="fp32")))
+    assert abs(ours[0].losses[0] - exact.losses[0]) > 1e-5, "nothing was rounded"
+    assert {tensor.dtype for tensor in ours[0].weights.values()} == {torch.float32}
+
+
+def several(candidate: Candidate) -> int:
+    """The smallest job of more than one process, where it can have one."""
+    return next((size for size in candidate.sizes if size > 1), 1)
+
+
+def refusal(world: World, proof: Proof) -> str:
+    from distrib.targets import build
+    from distrib.testing.proof import job_for
+
+    strategy = build(proof.strategy, key="strategy", plugins=())
+    try:
+        strategy.setup(job_for(proof), world)
+    except ConfigError as error:
+        return f"{error.key}={error.value}"
+    finally:
+        strategy.close()
+    return "set up"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("candidate", "precision"),
+    [pytest.param(c, precision, id=f"{precision}-{c.name}") for c in CANDIDATES for precision in c.refused],
+)
+def test_a_precision_it_does_not_have_is_refused(
+    workers: Workers, candidate: Candidate, precision: str
+) -> None:
+    """By its key and value, on every rank."""
+    size = several(candidate)
+    proof = Proof(strategy=candidate.target, precision=precision)
+    assert workers.run(refusal, proof, size=size) == [f"precision={precision}"] * size
+
+
+def test_the_table_in_the_readme_is_that_of_the_tests() -> None:
+    """What the README says each strategy can do is what is tried here, and what the benchmarks measured."""
+    assert current() == table(), "run: python tests/distributed/matrix.py"
+
+
+def lifecycle(world: World, proof: Proof) -> tuple[bool, int, list[float]] | None:
     """Close before setup, twice after; gradients left after a step; sums reduced."""
     from distrib.targets import build
-    from distrib.testing.proof import global_batch, job_for
+    from distrib.testing.proof import job_for
 
     strategy = build(proof.strategy, key="strategy", plugins=())
     strategy.close()
     strategy.setup(job_for(proof), world)
+    found = strategy.run(lambda: one_step(strategy, proof))
+    strategy.close()
+    strategy.close()
+    return found
+
+
+def one_step(strategy: Strategy, proof: Proof) -> tuple[bool, int, list[float]]:
+    """Whether nothing was on a GPU before it, gradients left after it, sums reduced."""
+    from distrib.testing.proof import global_batch
+
     before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
     everything = global_batch(proof, 0)
-    strategy.train_step(list(strategy.shard.take(everything)) or [everything[0].ghost()], 0)
+    strategy.train_step(list(strategy.shard.take(everything, step=0)) or [everything[0].ghost()], 0)
     import gc
 
     gradients = sum(
@@ -193,8 +267,6 @@ def lifecycle(world: World, proof: Proof) -> tuple[bool, int, list[float]]:
         if isinstance(o, torch.nn.Parameter) and o.grad is not None and o.grad.any()
     )
     ones = strategy.reduce({"a": torch.ones(2), "b": torch.tensor(strategy.shard.index)})
-    strategy.close()
-    strategy.close()
     return before == 0, gradients, [*ones["a"].tolist(), ones["b"].item()]
 
 
@@ -203,7 +275,10 @@ def lifecycle(world: World, proof: Proof) -> tuple[bool, int, list[float]]:
 def test_lifecycle(workers: Workers, candidate: Candidate) -> None:
     """A step leaves no gradient, reduce counts each shard once, close may be called at any time."""
     size = max(candidate.sizes)
+    count = size - candidate.num_servers
     proof = Proof(strategy=candidate.target, precision=candidate.precisions[0])
-    for _, gradients, sums in workers.run(lifecycle, proof, size=size):
+    found = [rank for rank in workers.run(lifecycle, proof, size=size) if rank is not None]
+    assert len(found) == count
+    for _, gradients, sums in found:
         assert gradients == 0
-        assert sums == [size, size, size * (size - 1) / 2]
+        assert sums == [count, count, count * (count - 1) / 2]

@@ -12,11 +12,13 @@ import torch
 
 from benchmarks.engines import CASES, build_model, job, strategy_of, train
 from benchmarks.memory import live_bytes, watched
+from distrib.strategies.deepspeed.settings import BUCKET_ELEMENTS
 from distrib.testing.workers import Workers
 from distrib.world import World
 
 ROOT = Path(__file__).parents[2]
 WIDTH = 128
+BUCKET_BYTES = 4 * BUCKET_ELEMENTS
 
 pytestmark = pytest.mark.slow
 
@@ -63,4 +65,17 @@ def test_what_a_rank_holds_after_backward(workers: Workers, name: str, size: int
     """Weight, gradient and two moments: 16 bytes per parameter, which FSDP shares out, within 2 %."""
     expected = CASES[name].live_bytes(size)
     for seen in workers.run(live_bytes_per_parameter, name, size=size):
+        assert seen == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("name", "bucket"), [("zero1", BUCKET_BYTES), ("zero2", 0), ("zero3-lean", 0)])
+def test_what_deepspeed_holds_after_backward(workers: Workers, name: str, bucket: int) -> None:
+    """Its master copy in fp32 on top, and stage 1 its bucket until the update: nothing else, within 2 %."""
+    formula = CASES[name].live_bytes(4)
+    assert formula is not None
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in build_model(WIDTH).parameters())
+    expected = formula + bucket / count
+    for seen in workers.run(live_bytes_per_parameter, name, size=4):
         assert seen == pytest.approx(expected, rel=0.02)

@@ -286,3 +286,79 @@ def test_a_missing_horovod_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
     with pytest.raises(MissingDependencyError, match=r"strategy=horovod needs .*`make horovod`") as missing:
         Horovod().setup(job_for(proof()), World())
     assert missing.value.extra == "horovod"
+
+
+def joined(world: World) -> list[tuple[float, int | None]]:
+    """How far weights and moments are from rank 1's, and the step it goes on from, once ranks have synced.
+
+    Rank 0 comes new to a rank 1 that has trained; where rank 2 is, it has seen one step less.
+    """
+    from distrib.parallel.replica import Replica
+    from distrib.parallel.state import named_weights, optimizer_slots
+    from distrib.strategies.horovod import collectives
+    from distrib.strategies.horovod.elastic import Elastic
+
+    strategy = Horovod()
+    strategy.setup(job_for(proof()), world)
+    elastic = Elastic(strategy._replica, strategy._exchange, world=world, options={})
+    strategy._ranks = elastic
+    found = []
+    try:
+        elastic._sync()
+        found.append((0.0, elastic.live_step))
+        for step in range(3):
+            strategy.train_step(list(strategy.shard.take(global_batch(proof(), step))), step)
+        if world.rank == 0:
+            elastic._replica, elastic._done = Replica(job_for(proof()), device="cpu"), -1
+        if world.rank == 2:
+            elastic._done = 2
+            next(iter(elastic._replica.module.parameters())).data.zero_()
+        elastic._sync()
+        replica = elastic._replica
+        state = {**named_weights(replica.module), **dict(optimizer_slots(replica.module, replica.optimizer))}
+        ours = torch.cat([tensor.detach().double().flatten() for tensor in state.values()])
+        theirs = ours.clone()
+        collectives.broadcast({"theirs": theirs}, root=1)
+        found.append(((ours - theirs).abs().max().item(), elastic.live_step))
+        return found
+    finally:
+        strategy.close()
+
+
+def test_a_rank_that_joins_takes_the_state_of_the_furthest(workers: Workers) -> None:
+    """Weights, moments and step count come from the rank that has done most; at first nobody has any."""
+    assert workers.run(joined, size=3) == [[(0.0, None), (0.0, 3)]] * 3
+
+
+def told_of_hosts(world: World) -> list[str]:
+    """What happens in steps around the moment at which the launcher tells rank 0 of new hosts."""
+    from distrib.strategies.horovod.elastic import Elastic, RanksChangedError
+
+    strategy, seen = Horovod(), []
+    strategy.setup(job_for(proof()), world)
+    elastic = Elastic(strategy._replica, strategy._exchange, world=world, options={})
+    strategy._ranks = elastic
+    try:
+        for step in range(3):
+            try:
+                result = strategy.train_step(list(strategy.shard.take(global_batch(proof(), step))), step)
+            except RanksChangedError:
+                return [*seen, f"changed after {elastic.live_step}"]
+            if world.rank == 0 and step == 1:
+                elastic.on_hosts_updated(0, 1)
+            strategy.reduce({"loss": result.loss})
+            seen.append("step")
+        return seen
+    finally:
+        strategy.close()
+
+
+def test_all_ranks_leave_between_the_same_two_steps(workers: Workers) -> None:
+    """Rank 0 alone is told of new hosts; with the next sums everybody knows, and no step is lost."""
+    assert workers.run(told_of_hosts, size=2) == [["step", "step", "changed after 2"]] * 2
+
+
+def test_elastic_needs_a_launcher_that_changes_ranks() -> None:
+    """Under a launcher whose ranks are fixed it is refused, naming the command that it needs."""
+    with pytest.raises(ConfigError, match=r"strategy\.elastic=true: needs .* --host-discovery-script"):
+        Horovod(elastic=True).setup(job_for(proof()), World())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from strategies import CANDIDATES, Candidate
-from test_contract import LOSS_BOUND, WEIGHT_BOUND, FrozenTarget, reference
+from test_contract import LOSS_BOUND, WEIGHT_BOUND, FrozenTarget, reference, trained
 
 from distrib.testing.proof import Proof, Trajectory, largest_difference, train
 from distrib.testing.workers import Workers
@@ -44,7 +44,7 @@ def test_every_ordered_pair(workers: Workers, tmp_path: Path, saver: Candidate) 
                 if (saver, before) == (loader, after):
                     continue
                 tail = dataclasses.replace(proof(loader), first_step=HALF, load_from=str(saved))
-                ours = workers.run(train, tail, size=after)
+                ours = trained(workers.run(train, tail, size=after))
                 what = f"{saver.name} on {before} to {loader.name} on {after}"
                 for rank in ours:
                     expected = pytest.approx(whole.losses[HALF:], abs=LOSS_BOUND["fp32"], rel=0)

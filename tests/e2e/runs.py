@@ -44,8 +44,13 @@ def environment() -> dict[str, str]:
 
 def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     """Starts ``distrib`` and returns at once."""
+    return start_process(command(*arguments), cwd=cwd)
+
+
+def start_process(argv: Sequence[str], *, cwd: Path) -> subprocess.Popen[str]:
+    """Starts any command with ``distrib`` in its path and returns at once."""
     return subprocess.Popen(
-        command(*arguments),
+        argv,
         cwd=cwd,
         env=environment(),
         stdout=subprocess.PIPE,

@@ -63,6 +63,16 @@ def test_a_killed_rank_ends_the_job(tmp_path: Path, stage: int) -> None:
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp"])
+def test_activation_checkpointing_changes_no_loss(tmp_path: Path, strategy: str) -> None:
+    """Blocks that run again in backward gather weights again, draw the same dropout and add up alike."""
+    distrib("train", *TINY, "strategy=single", "run_dir=single", cwd=tmp_path)
+    settings = (f"strategy={strategy}", "train.activation_checkpointing=true", "launcher.num_processes=2")
+    distrib("train", *TINY, *settings, "run_dir=run", cwd=tmp_path)
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "single"), abs=1e-5, rel=0)
+
+
 def writes_to(process: psutil.Process, name: str) -> bool:
     """Whether standard error of a rank is the log of that name."""
     try:

@@ -15,7 +15,7 @@ import pytest
 
 from distrib.config import load
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
 
 WORDS = {"good": "fine great happy", "bad": "poor awful sad"}
 
@@ -31,7 +31,7 @@ def words(tmp_path: Path) -> list[str]:
 def distrib(folder: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *prefix, "-m", "distrib", "train", *arguments]
     return subprocess.run(
-        command, cwd=folder, env=environment(), text=True, capture_output=True, timeout=150, check=False
+        command, cwd=folder, env=environment(), text=True, capture_output=True, timeout=400, check=False
     )
 
 
@@ -41,7 +41,7 @@ def environment() -> dict[str, str]:
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
-    kept: list[dict[str, Any]] = json.loads((folder / "multirun/latest/sweep.json").read_text())
+    kept: list[dict[str, Any]] = json.loads((folder / "multirun/latest/sweep.json").read_text())["trials"]
     return kept
 
 
@@ -60,7 +60,7 @@ def test_each_trial_is_a_job_of_several_processes(tmp_path: Path, words: list[st
     assert summary["world_size"] == 2
     assert done["value"] == summary["metrics"]["accuracy"]
     assert sorted(log.name for log in (run_dir / "logs").iterdir()) == ["rank-0.log", "rank-1.log"]
-    table = ended.stdout.rpartition("overrides")[2]
+    table = ended.stdout.rpartition("overrides")[2].partition("best ")[0]
     assert [line.split()[2] for line in table.splitlines() if "data.path" in line] == ["failed", "done"]
 
 
@@ -84,7 +84,7 @@ def test_torchrun_makes_one_sweep_tree(tmp_path: Path, words: list[str]) -> None
     )
     assert ended.returncode != 0
     (root,) = [path for path in (tmp_path / "multirun/tiny").iterdir() if path.is_dir()]
-    assert sorted(path.name for path in root.iterdir()) == ["0", "1", "sweep.json"]
+    assert sorted(path.name for path in root.iterdir()) == ["0", "1", "sweep.html", "sweep.json"]
     assert [result["status"] for result in results(tmp_path)] == ["failed", "done"]
     assert json.loads((root / "1" / "summary.json").read_text())["world_size"] == 2
     assert f"sweep directory   {root}" in ended.stdout
@@ -121,9 +121,81 @@ def test_sigterm_saves_the_trial_and_ends_the_sweep(tmp_path: Path, words: list[
     assert list((tmp_path / "multirun/latest/0/checkpoints").glob("step-*"))
 
 
+def test_ctrl_c_ends_trials_that_run_beside_each_other(tmp_path: Path, words: list[str]) -> None:
+    """Both jobs and all their ranks are gone, their directories are there, and the code is 130."""
+    command = [sys.executable, "-m", "distrib", "train", "-m", *words, "seed=1,2,3", "train.steps=100000"]
+    command += ["strategy=ddp", "launcher.num_processes=2", "sweep.parallel=2"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as sweep:
+        try:
+            for trial in ("0", "1"):
+                wait_for(tmp_path / "multirun/latest" / trial / "metrics.jsonl", sweep)
+            sweep.send_signal(signal.SIGINT)
+            output = sweep.communicate(timeout=60)[0]
+        finally:
+            sweep.kill()
+    assert sweep.returncode == 130, output
+    assert [result["status"] for result in results(tmp_path)] == ["interrupted", "interrupted", "not run"]
+    assert [line for line in output.splitlines() if "loss" in line] == []  # trials write to their own logs
+    assert "loss" in (tmp_path / "multirun/latest/0/logs/rank-0.log").read_text()
+
+
+def test_a_killed_sweep_goes_on_to_the_same_results(tmp_path: Path, words: list[str]) -> None:
+    """The trial that was cut off goes on from its checkpoint; every result is that of an unbroken sweep."""
+    words = [*words, "train.steps=2,200", "checkpoint.save_every=20", "checkpoint.keep_last=20"]
+    whole = distrib(tmp_path, "-m", *words, "run_dir=whole")
+    assert whole.returncode == 0, whole.stderr
+
+    command = [sys.executable, "-m", "distrib", "train", "-m", *words, "run_dir=cut"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as sweep:
+        try:
+            wait_for(tmp_path / "cut/1/checkpoints/step-00000020/MANIFEST.json", sweep)
+        finally:
+            sweep.kill()
+    assert [trial["status"] for trial in trials(tmp_path / "cut")] == ["done", "running"]
+
+    resumed = distrib(tmp_path, "-m", "resume=cut")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "goes on after step" in resumed.stdout
+    assert "trial 0" not in resumed.stdout
+    told = [(t["status"], t["value"], t["steps"]) for t in trials(tmp_path / "cut")]
+    assert told == [(t["status"], t["value"], t["steps"]) for t in trials(tmp_path / "whole")]
+    assert losses(tmp_path / "cut/1") == pytest.approx(losses(tmp_path / "whole/1"), abs=1e-6)
+
+
+@pytest.mark.full
+def test_optuna_prunes_real_trials(tmp_path: Path, words: list[str]) -> None:
+    """A search over rates at once and pruned: the trials that lag have saved, the best one is good."""
+    ended = distrib(
+        tmp_path, "-m", *words, "sweep=optuna", "sweep.num_trials=6", "sweep.startup_trials=3",
+        "sweep.parallel=2", "sweep.prune_after_trials=2", "optimizer.lr=tag(log, interval(1e-6,1e-1))",
+        "train.steps=100", "train.eval_every=10",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    found = results(tmp_path)
+    assert len(found) == 6
+    assert {trial["status"] for trial in found} == {"done", "pruned"}
+    pruned = [trial for trial in found if trial["status"] == "pruned"]
+    assert all(list((Path(trial["run_dir"]) / "checkpoints").glob("step-*")) for trial in pruned)
+    assert max(trial["value"] for trial in found) > 0.9
+
+
+def trials(root: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((root / "sweep.json").read_text())["trials"]
+    return found
+
+
+def losses(run_dir: Path) -> list[float]:
+    records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [record["loss"] for record in records if "loss" in record]
+
+
 def wait_for(file: Path, process: subprocess.Popen[bytes]) -> None:
-    """Until the file holds something, a minute at most."""
-    deadline = time.monotonic() + 60
+    """Until the file holds something, two minutes at most."""
+    deadline = time.monotonic() + 120
     while not (file.exists() and file.stat().st_size):
         assert process.poll() is None, "ended before it trained"
         assert time.monotonic() < deadline, f"no {file}"

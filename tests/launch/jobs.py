@@ -6,9 +6,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -34,6 +34,8 @@ class Job:
     process: subprocess.Popen[str]
     folder: Path
     num_processes: int
+    marks: Mapping[str, str] = field(default_factory=dict)
+    """Variables of which everything that belongs to it has at least one."""
 
     def wait_ready(self) -> None:
         """Until every rank has said that it is where the test wants it."""
@@ -51,7 +53,8 @@ class Job:
 
     def processes(self) -> list[psutil.Process]:
         """Everything this job started that still runs: its folder is in their arguments or environment."""
-        return [process for process in psutil.process_iter() if _belongs(process, self.folder)]
+        marks = {"JOB_FOLDER": str(self.folder), **self.marks}
+        return [each for each in psutil.process_iter() if _belongs(each, marks)]
 
 
 def wait_until(condition: object, seconds: float = LIMIT_SECONDS) -> None:
@@ -84,8 +87,8 @@ def job(
             left.kill()
 
 
-def _belongs(process: psutil.Process, folder: Path) -> bool:
+def _belongs(process: psutil.Process, marks: Mapping[str, str]) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get("JOB_FOLDER") == str(folder)
+        return process.status() != psutil.STATUS_ZOMBIE and bool(marks.items() & process.environ().items())
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -32,6 +33,17 @@ def first_fails() -> None:
         print(FAILED.format(rank=0), file=sys.stderr)
         raise ArithmeticError("the cause")
     time.sleep(60)
+
+
+def fails_once() -> None:
+    print(f"token {os.environ['DISTRIB_TOKEN']}", file=sys.stderr)
+    if os.environ["DISTRIB_ATTEMPT"] == "0":
+        fails()
+
+
+def echoes() -> None:
+    if RANK == 0:
+        print(json.dumps([sys.argv[2], os.environ["HF_ODD"], str(len(sys.argv))]))
 
 
 def is_killed() -> None:

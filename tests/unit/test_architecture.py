@@ -47,7 +47,10 @@ ARROWS: dict[str, set[str]] = {
     "world": VALUES | WORLD,
     "rank_variables": VALUES | WORLD,
     "store": VALUES,
-    "rendezvous": VALUES | {"store"},
+    "sealed": VALUES,
+    "rendezvous": VALUES | {"store", "sealed", "diagnosis.checked", "diagnosis.collectives"},
+    "diagnosis": VALUES | {"launchers.failure", "rendezvous"},
+    "doctor": VALUES | WORLD | {"launchers.failure", "rendezvous", "signals", "tracking.environment"},
     "tensor_file": VALUES,
     "state": VALUES | STATE,
     "targets": VALUES,
@@ -67,13 +70,17 @@ ARROWS: dict[str, set[str]] = {
     "trainer": VALUES | {"strategies.base", "tasks.base", "tracking.base", "checkpointing", "metrics"},
     "recipes": VALUES | {"config"},
     "run": VALUES
-    | {"config", "recipes", "targets", "trainer", "checkpointing", "metrics", "data", "tracking"},
+    | {"config", "diagnosis.watchdog", "recipes", "targets", "trainer", "checkpointing", "metrics", "data"}
+    | {"tracking"},
     "proof": VALUES
     | STATE
     | {"checkpoint", "config", "data", "launchers", "parallel", "run", "strategies.base", "strategies.single"}
     | {"targets", "tracking", "worker", "world"},
-    "worker": VALUES | WORLD | {"config", "launchers.failure", "rendezvous", "run", "signals"},
+    "worker": VALUES
+    | WORLD
+    | {"config", "launchers.failure", "launchers.logs", "rendezvous", "run", "signals"},
     "inference": VALUES | {"checkpoint", "config", "data", "parallel", "recipes", "targets", "tasks.base"},
+    "sweeps": VALUES | {"config", "signals", "targets", "tracking"},
     "testing": VALUES | STATE | {"strategies.base", "parallel", "world", "config", "targets"},
 }
 """What each file or folder under ``distrib`` may import at run time, besides itself.
@@ -84,6 +91,7 @@ COMMAND_LINE = ("cli", "__main__")
 
 TYPES: dict[str, set[str]] = {
     "checkpointing": {"config", "strategies.base", "tasks.base", "world"},
+    "diagnosis": {"world"},
     "metrics": {"data.loader"},
     "models": {"data.base", "tasks.base"},
     "recipes": {"data.prepare", "models.base", "optimizers", "schedules", "tasks.base"},
@@ -100,6 +108,7 @@ ENGINES = {
     "horovod": "distrib.strategies.horovod",
     "wandb": "distrib.tracking",
     "tensorboard": "distrib.tracking",
+    "optuna": "distrib.sweeps",
 }
 HEAVY = (
     "torch",
@@ -111,6 +120,7 @@ HEAVY = (
     "tokenizers",
     "wandb",
     "tensorboard",
+    "optuna",
 )
 
 

@@ -42,6 +42,7 @@ def test_a_whole_run_from_one_word() -> None:
         "bucket_mb": 1.0,
         "find_unused_parameters": False,
         "compression": "none",
+        "balance": "none",
         "powersgd_rank": 4,
         "powersgd_start": 10,
     }
@@ -52,13 +53,18 @@ def test_a_whole_run_from_one_word() -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "option"), [(group, option) for group in GROUPS[1:] for option in options(group)]
+    ("group", "option"), [(group, option) for group in GROUPS[1:-1] for option in options(group)]
 )
-def test_every_option_of_every_group_composes(group: str, option: str) -> None:
+def test_every_option_of_every_group_composes(
+    group: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No file in conf/ holds a key or a type that its schema refuses; what it leaves open can be given."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "given").write_text("a-host\n")  # where a file has to be there
     values: dict[str, Any] = yaml.safe_load((config_dir() / group / f"{option}.yaml").read_text()) or {}
     open_keys = [f"{group}.{key}=given" for key, value in values.items() if value == "???"]
-    config = compose(["experiment=tiny", f"{group}={option}", *open_keys])
+    size = 2 if group == "strategy" and option != "single" else 1  # a parameter server takes two at least
+    config = compose(["experiment=tiny", f"{group}={option}", *open_keys], world_size=size)
     assert group == "tracking" or config.choices[group] == option
 
 

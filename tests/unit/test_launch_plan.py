@@ -10,7 +10,8 @@ import pytest
 
 from distrib.errors import ConfigError
 from distrib.launchers.base import LaunchPlan
-from distrib.launchers.local import Local, reserved_port
+from distrib.launchers.local import Local
+from distrib.launchers.network import reserved_port
 from distrib.launchers.starting import environment
 from distrib.world import World
 

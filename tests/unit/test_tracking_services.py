@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -117,12 +118,18 @@ WANDB_RUN = """
 import sys
 from pathlib import Path
 from synthetic import info, write_run
+from distrib.tracking.base import SweepInfo
 from distrib.tracking.wandb import WandB
 
 for first in (0, 20):
     tracker = WandB(mode=sys.argv[2] or None, patience=2.0)
     config = {"data": {"api_key": "s3cr3t-value"}}
     write_run(tracker, info(Path(sys.argv[1]), first_step=first, config=config))
+root = Path(sys.argv[1], "sweep")
+root.mkdir()
+rows = [{"trial": n, "optimizer.lr": 0.5, "accuracy": value} for n, value in enumerate((0.25, None))]
+tracker.sweep(SweepInfo(name="the-group", root=root, metric="accuracy", config=config, trials=rows,
+                        summary={"best/accuracy": 0.25}))
 """
 
 
@@ -160,6 +167,11 @@ def test_wandb_without_a_key_is_offline_under_one_id(tmp_path: Path) -> None:
     assert len(kept) == 2
     assert len({path.stem for path in kept}) == 1
     assert kept[0].stem.removeprefix("run-") in (tmp_path / "wandb.json").read_text()
+    (folder,) = (tmp_path / "sweep" / "wandb").glob("offline-run-*")
+    (sweep,) = folder.glob("run-*.wandb")
+    assert all(word in sweep.read_bytes() for word in (b"the-group", b"best/accuracy"))
+    (table,) = folder.rglob("*.table.json")
+    assert json.loads(table.read_text())["data"] == [[0, 0.5, 0.25], [1, 0.5, None]]
     content = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"train/loss" in content
     assert b"eval/accuracy" in content

@@ -129,6 +129,15 @@ def test_a_rank_that_joined_a_job_goes_on_where_that_stands(tmp_path: Path) -> N
     assert "load" not in bench.strategy.calls
 
 
+def test_a_save_that_a_lost_rank_cut_short_is_cleared_away(tmp_path: Path) -> None:
+    """Files of another number of ranks must not end up in the checkpoint that is saved anew."""
+    partial = tmp_path / "checkpoints" / "step-00000006.partial" / "model"
+    partial.mkdir(parents=True)
+    (partial / "model-00002-of-00002.safetensors").write_bytes(b"half")
+    Bench(tmp_path, strategy=Joined(), save_every=6).fit()
+    assert not list(tmp_path.rglob("*-of-00002*"))
+
+
 def test_what_a_strategy_measures_is_logged_once_per_message(tmp_path: Path) -> None:
     """The last record of those that were added up together carries it, under a name of its own."""
     bench = Bench(tmp_path, strategy=Joined(), log_every=3)

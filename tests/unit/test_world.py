@@ -164,3 +164,12 @@ def test_the_device_is_found_without_torch_where_there_is_none() -> None:
         "assert w.World().on_device().device == 'cpu'; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
+
+
+def test_an_elastic_job_has_no_address_where_all_meet() -> None:
+    """Ranks that come later cannot meet the others, so nobody is asked where rank 0 is."""
+    world = World.from_env({**HOROVOD, "MASTER_ADDR": "", "HOROVOD_ELASTIC": "1"})
+    assert world.elastic
+    assert world.master_address is None
+    assert not World.from_env(HOROVOD).elastic
+    assert "HOROVOD_ELASTIC" in RANK_VARIABLES

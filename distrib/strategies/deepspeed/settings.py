@@ -32,6 +32,11 @@ ELSEWHERE = {
 """DeepSpeed's name of what our configuration decides -> where it is decided."""
 
 
+BUCKET_ELEMENTS = 25 * 2**20 // 4
+"""Of the gradient, reduced together: 25 MiB in fp32, as DDP's buckets. DeepSpeed's own is 2 GB, so that the
+copies in it are another gradient of every model up to that size."""
+
+
 def check_settings(config: Mapping[str, Any], *, stage: int, offload: Offload) -> None:
     """Raises `ConfigError` for a stage that does not exist and for keys that ours decide."""
     if stage not in (1, 2, 3):
@@ -70,7 +75,9 @@ def engine_config(
     max_grad_norm: float | None,
 ) -> dict[str, Any]:
     """DeepSpeed's configuration; the user's ``config`` comes last and was checked not to contradict."""
-    zero: dict[str, Any] = {"stage": stage}
+    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": BUCKET_ELEMENTS}
+    if stage == 3:
+        zero["contiguous_gradients"] = False  # else a whole bucket stays allocated between steps
     if offload != "none":
         zero["offload_optimizer"] = {"device": "cpu"}
     if offload == "parameters":

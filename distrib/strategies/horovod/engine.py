@@ -7,14 +7,12 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 from distrib.errors import ConfigError, LaunchError, MissingDependencyError
 from distrib.rendezvous import agree
 from distrib.world import World
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 LOOPBACK = "127.0.0.1"
 FUSION = "HOROVOD_FUSION_THRESHOLD"
@@ -23,7 +21,7 @@ _fusion_thresholds: set[str | None] = set()
 """What this process has started Horovod with: started again with another, it dies of SIGSEGV."""
 
 
-def check(world: World, *, adasum: bool) -> None:
+def check(world: World, *, adasum: bool, elastic: bool = False) -> None:
     """Raises `MissingDependencyError` or `ConfigError` for what this build of Horovod cannot do."""
     hvd = _horovod()
     if world.device.startswith("cuda") and not hvd.nccl_built():
@@ -36,6 +34,9 @@ def check(world: World, *, adasum: bool) -> None:
             "needs Horovod's MPI controller: HOROVOD_WITH_MPI=1 make horovod, then start with "
             "mpirun or horovodrun --mpi; or use strategy.op=sum",
         )
+    if elastic and not world.elastic:
+        remedy = "needs Horovod's own launcher: horovodrun --min-np N --host-discovery-script FILE …"
+        raise ConfigError("strategy.elastic", "true", f"{remedy}; or use strategy.elastic=false")
 
 
 def controller(world: World) -> Literal["mpi", "horovodrun", "ours"]:
@@ -78,22 +79,37 @@ def _init(hvd: Any, world: World) -> None:
         ) from error
 
 
+def restart(world: World, *, options: Mapping[str, str]) -> World:
+    """This rank's place among the ranks that horovodrun has now; returns when the runtime runs on all.
+
+    A rank that is not among them is ended here, by Horovod, with SIGABRT.
+    """
+    hvd = _horovod()
+    hvd.shutdown()
+    with _environment(options):
+        _init(hvd, world)
+    hvd.barrier()
+    return replace(
+        world,
+        rank=hvd.rank(),
+        size=hvd.size(),
+        local_rank=hvd.local_rank(),
+        local_size=hvd.local_size(),
+        node=hvd.cross_rank(),
+        num_nodes=hvd.cross_size(),
+    )
+
+
 def stop() -> None:
     """Stops the runtime; `start` may follow."""
     _horovod().shutdown()
 
 
-def broadcast(weights: Mapping[str, Tensor]) -> None:
-    """Gives every rank the weights of rank 0, in place."""
-    _horovod().broadcast_parameters(weights, root_rank=0)
-
-
-def add_up(vector: Tensor) -> Tensor:
-    """The sum of a vector on the CPU over all ranks."""
+def built_with() -> str:
+    """What this build can use, as ``gloo, mpi``."""
     hvd = _horovod()
-    # The name belongs to the size: Horovod keeps what it agreed on for a name, shape included.
-    total: Tensor = hvd.allreduce(vector, op=hvd.Sum, name=f"sums.{vector.numel()}")
-    return total
+    parts = {"gloo": hvd.gloo_built(), "mpi": hvd.mpi_built(), "nccl": hvd.nccl_built()}
+    return ", ".join(name for name, built in parts.items() if built)
 
 
 def _horovod() -> Any:

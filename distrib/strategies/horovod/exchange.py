@@ -71,6 +71,10 @@ class Exchange:
         if is_used is not None:
             self._drop_unused(self._hvd.synchronize(is_used))
 
+    def forget(self) -> None:
+        """Gives up the gradients that are under way: who they are exchanged with is gone."""
+        self._under_way.clear()
+
     def _on_gradient(self, name: str, parameter: Tensor) -> None:
         if not self._holds and parameter.grad is not None:
             self._send(name, parameter.grad)

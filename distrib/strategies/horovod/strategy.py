@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from distrib.core import Batch, DataShard, Job, StepResult
 from distrib.errors import ConfigError
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
     from distrib.parallel.replica import Replica
     from distrib.state import StateReader, StateWriter
+    from distrib.strategies.horovod.elastic import Elastic, Fixed
     from distrib.strategies.horovod.exchange import Exchange
+
+T = TypeVar("T")
 
 OPERATIONS = ("sum", "average", "adasum")
 COMPRESSIONS = ("none", "fp16")
@@ -40,10 +44,14 @@ class Horovod(Strategy):
         timeline: record what each tensor waited for as ``logs/horovod-timeline.json``, which
             chrome://tracing shows.
         find_unused_parameters: for models in which some parameters get no gradient in some steps.
+        elastic: go on when a rank dies and take in those that come, under horovodrun with
+            ``--host-discovery-script`` and with ``run_dir`` given. The global batch and the order of the
+            data stay; the losses of at most the last second before a rank died are not logged.
     """
 
     _replica: Replica
     _exchange: Exchange
+    _ranks: Fixed | Elastic
     _started: bool
 
     def __init__(
@@ -55,6 +63,7 @@ class Horovod(Strategy):
         cycle_time_ms: float | None = None,
         timeline: bool = False,
         find_unused_parameters: bool = False,
+        elastic: bool = False,
     ) -> None:
         _one_of(op, OPERATIONS, key="strategy.op")
         _one_of(compression, COMPRESSIONS, key="strategy.compression")
@@ -66,6 +75,7 @@ class Horovod(Strategy):
         self.cycle_time_ms = cycle_time_ms
         self.timeline = timeline
         self.find_unused_parameters = find_unused_parameters
+        self.elastic = elastic
 
     def check(self, *, num_processes: int) -> None:
         if self.op == "adasum" and num_processes & (num_processes - 1):
@@ -76,47 +86,50 @@ class Horovod(Strategy):
         from distrib.strategies.horovod import engine
 
         self.check(num_processes=world.size)
-        engine.check(world, adasum=self.op == "adasum")
+        engine.check(world, adasum=self.op == "adasum", elastic=self.elastic)
         options = self._options(world)
         from distrib.parallel.replica import Replica
-        from distrib.parallel.state import named_weights
+        from distrib.strategies.horovod.elastic import Elastic, Fixed
         from distrib.strategies.horovod.exchange import Exchange
 
-        self._world = world
         self._replica = Replica(job, device=world.device)
         self._started = True
         engine.start(world, options=options)
-        engine.broadcast(named_weights(self._replica.module))
         self._exchange = Exchange(
             {name: p for name, p in self._replica.module.named_parameters() if p.requires_grad},
             op=self.op,
             compression=self.compression,
             find_unused_parameters=self.find_unused_parameters,
         )
+        if self.elastic:
+            self._ranks = Elastic(self._replica, self._exchange, world=world, options=options)
+        else:
+            self._ranks = Fixed(self._replica, world=world)
 
     @property
     def shard(self) -> DataShard:
-        return DataShard(index=self._world.rank, count=self._world.size)
+        return DataShard(index=self._ranks.world.rank, count=self._ranks.world.size)
 
     def train_step(self, microbatches: Sequence[Batch], step: int) -> StepResult:
         # Averaging divides by the world size, and Adasum averages gradients that agree; both are
         # therefore given each rank's gradient as if all the others had found the same.
-        return self._replica.train_step(
+        train = partial(
+            self._replica.train_step,
             microbatches,
             step,
             hold_sync=self._exchange.hold,
             finish_sync=self._exchange.finish,
-            factor=1.0 if self.op == "sum" else self._world.size,
+            factor=1.0 if self.op == "sum" else self.shard.count,
         )
+        return self._ranks.train_step(step, train)
 
     def eval_step(self, batch: Batch) -> Mapping[str, Tensor]:
         return self._replica.eval_step(batch)
 
     def reduce(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         from distrib.parallel.reduce import flatten, unflatten
-        from distrib.strategies.horovod import engine
 
-        return unflatten(engine.add_up(flatten(sums)), sums)
+        return unflatten(self._ranks.add_up(flatten(sums)), sums)
 
     def save(self, writer: StateWriter) -> None:
         self._replica.save(writer)
@@ -124,7 +137,17 @@ class Horovod(Strategy):
     def load(self, reader: StateReader) -> None:
         self._replica.load(reader)
 
+    def live_step(self) -> int | None:
+        return self._ranks.live_step
+
+    def current_world(self, world: World) -> World:
+        return self._ranks.world
+
+    def run(self, body: Callable[[], T]) -> T | None:
+        return self._ranks.run(body)
+
     def close(self) -> None:
+        self.__dict__.pop("_ranks", None)
         self.__dict__.pop("_exchange", None)
         self.__dict__.pop("_replica", None)
         if self.__dict__.pop("_started", False):

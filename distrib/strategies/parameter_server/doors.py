@@ -1,0 +1,61 @@
+"""How workers and servers find each other: a process group per pair, opened with the job's token.
+
+Both sides show that they know it before anything else is sent. As everywhere, a job that nobody gave a
+token to trusts its network (`distrib.sealed`).
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import TYPE_CHECKING
+
+import torch
+
+from distrib.errors import LaunchError
+from distrib.rendezvous import pair
+from distrib.strategies.parameter_server.session import Session
+
+if TYPE_CHECKING:
+    from distrib.world import World
+
+
+class Doors:
+    """Opens sessions. The ranks below ``num_workers`` work, the others serve.
+
+    Args:
+        limit: seconds that a peer may be silent.
+    """
+
+    def __init__(self, world: World, *, num_workers: int, limit: float) -> None:
+        self._world, self._num_workers, self._limit = world, num_workers, limit
+
+    def open(self, other: int, *, number: int = 0) -> Session:
+        """A session with rank ``other``, which opens it too; ``number`` tells a restart's from the last.
+
+        Raises `LaunchError` where the other does not come, or does not show the token of this job.
+        """
+        low, high = sorted((self._world.rank, other))
+        name, side = f"{low}-{high}-{number}", int(self._world.rank == high)
+        peer = f"{'worker' if other < self._num_workers else 'server'} rank {other}"
+        session = Session(
+            pair(self._world, name, rank=side, peer=peer), rank=side, peer=peer, limit=self._limit
+        )
+        ours, theirs = self._proof(name, side), self._proof(name, 1 - side)
+        sending = session.start_send(torch.frombuffer(bytearray(ours), dtype=torch.uint8))
+        shown = session.receive(torch.zeros(len(theirs), dtype=torch.uint8))
+        sending.wait()
+        if not hmac.compare_digest(bytes(shown.tolist()), theirs):
+            raise LaunchError(f"who says to be {peer} does not know this job's token")
+        return session
+
+    def _proof(self, name: str, side: int) -> bytes:
+        return hmac.digest(self._world.token.encode(), f"{name}/{side}".encode(), "sha256")
+
+    def knock(self) -> None:
+        """Asks the servers to open for this worker, which was started again."""
+        self._world.store.set(f"knock/{self._world.rank}", str(self._world.rejoin))
+
+    def knocked(self, worker: int) -> int:
+        """The number of a worker's latest restart that asks for sessions; 0: none."""
+        key = f"knock/{worker}"
+        return int(self._world.store.get(key)) if self._world.store.check([key]) else 0

@@ -1,0 +1,170 @@
+"""What a server's threads share: who is there, what they have pushed, and what they wait for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from distrib.errors import LaunchError, TrainingError
+from distrib.strategies.parameter_server.rules import Push, Rules, Seat
+
+
+@dataclass(kw_only=True)
+class Result:
+    """What the latest update was made of; the number of the step is the version."""
+
+    norm: float = 0.0
+    loss: float = 0.0
+    updated: bool = True
+
+
+@dataclass(kw_only=True)
+class Meeting:
+    """Vectors that are added up once everyone has come."""
+
+    came: dict[int, Tensor] = field(default_factory=dict)
+    gone: int = 0
+
+
+class EndedError(Exception):
+    """The server is ending for another reason: its threads end too."""
+
+
+class Hall:
+    """The state of a server, behind one condition.
+
+    Args:
+        may_lose: whether the job goes on when a worker is lost.
+        min_workers: fewer than these end it all the same.
+    """
+
+    def __init__(
+        self, rules: Rules, *, num_workers: int, may_lose: Callable[[int], bool], min_workers: int
+    ) -> None:
+        self.changed = threading.Condition()
+        self.rules = rules
+        self.num_workers = num_workers
+        self._may_lose, self._min_workers = may_lose, min_workers
+        self.seats = {rank: Seat(rank=rank, since=-1) for rank in range(num_workers)}
+        self.lost: dict[int, str] = {}
+        self.pushes: list[Push] = []
+        self.version: int | None = None
+        self._first = 0
+        self.result = Result()
+        self.failure: BaseException | None = None
+        self._meetings: dict[tuple[int, int], Meeting] = {}
+        self._tallies: dict[int, Tensor] = {}
+        self.stop_at = 0
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Holds the state; who waits for it looks anew afterwards."""
+        with self.changed:
+            yield
+            self.changed.notify_all()
+
+    def wait_for(self, ready: Callable[[], bool], *, timeout: float | None = None) -> bool:
+        """Waits, with the state held, until ``ready``. Raises `EndedError` where the server ends first."""
+        came = self.changed.wait_for(lambda: ready() or self.failure is not None, timeout)
+        if self.failure is not None:
+            raise EndedError
+        return came
+
+    def push(self, push: Push) -> None:
+        """Takes a worker's push; one of a step that is over comes too late and counts as done."""
+        if self.version is None:
+            self.version = self._first = push.step if self.rules.collective else 0
+        push.base = max(push.base, self._first)
+        self.seats[push.rank].clock = push.step + 1
+        if self.rules.collective and push.step < self.version:
+            push.applied = True
+            return
+        self.pushes.append(push)
+
+    def due(self) -> list[Push]:
+        """The pushes of the next update; empty: not yet."""
+        if self.version is None:
+            return []
+        return self.rules.due(self.pushes, self.seats, version=self.version)
+
+    def finish(self, used: list[Push], result: Result) -> None:
+        """Notes an update; pushes of its step that are not in it are dropped."""
+        assert self.version is not None
+        over = [p for p in self.pushes if p in used or (self.rules.collective and p.step == self.version)]
+        for push in over:
+            push.applied = True
+        self.pushes = [push for push in self.pushes if not push.applied]
+        self.version += self.rules.stride
+        self.result = result
+
+    def leave(self, rank: int) -> None:
+        """A worker is done."""
+        with self.told():
+            del self.seats[rank]
+
+    def lose(self, rank: int, error: LaunchError) -> None:
+        """A worker is lost: the job goes on without it, or this server fails with ``error``."""
+        with self.told():
+            self.seats.pop(rank, None)
+            self.lost[rank] = str(error)
+            self._tallies.pop(rank, None)
+            if not self._may_lose(rank):
+                self.failure = self.failure or error
+            elif len(self.seats) < self._min_workers:
+                self.failure = self.failure or TrainingError(
+                    f"{len(self.seats)} workers are left (strategy.min_workers={self._min_workers}): "
+                    + "; ".join(self.lost.values())
+                )
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the server with ``error``."""
+        with self.told():
+            self.failure = self.failure or error
+
+    def join(self, rank: int, step: int | None) -> int:
+        """Seats a worker that comes into the running job; returns the step it begins at.
+
+        Waits for the job to run; ``step`` is what the first server has said, where it has.
+        """
+        with self.told():
+            self.wait_for(lambda: self.version is not None and any(s.clock for s in self.seats.values()))
+            assert self.version is not None
+            slowest = min(seat.clock for seat in self.seats.values())
+            begin = step if step is not None else self.version if self.rules.collective else slowest
+            self.seats[rank] = Seat(rank=rank, since=begin, clock=begin)
+            self.lost.pop(rank, None)
+        return begin
+
+    def meet(self, rank: int, key: tuple[int, int], vector: Tensor) -> Tensor:
+        """The sum of all workers' vectors; waits for every worker that was there before step ``key[0]``."""
+        with self.told():
+            meeting = self._meetings.setdefault(key, Meeting())
+            meeting.came[rank] = vector
+        with self.told():
+            self.wait_for(lambda: self._all_came(key[0], meeting))
+            meeting.gone += 1
+            if meeting.gone == len(meeting.came):
+                self._meetings.pop(key, None)
+            total = vector.new_zeros(vector.shape)
+            for _, value in sorted(meeting.came.items()):
+                total += value
+        return total
+
+    def _all_came(self, step: int, meeting: Meeting) -> bool:
+        return {seat.rank for seat in self.seats.values() if seat.since < step} <= meeting.came.keys()
+
+    def tally(self, rank: int, vector: Tensor, *, vote: bool) -> Tensor:
+        """The sum of what every worker sent last. A vote to stop fixes the step that all can stop at."""
+        with self.told():
+            self._tallies[rank] = vector
+            if vote and not self.stop_at:
+                furthest = max(seat.clock for seat in self.seats.values())
+                self.stop_at = (furthest // self.rules.stride + 1) * self.rules.stride
+            total = vector.new_zeros(vector.shape)
+            for value in self._tallies.values():
+                total += value
+        return total

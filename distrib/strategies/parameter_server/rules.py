@@ -1,0 +1,115 @@
+"""What the modes differ in: which pushes make an update, and when a worker may go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(kw_only=True)
+class Push:
+    """What one worker sent of one step, whole: one that breaks off is not counted."""
+
+    rank: int
+    step: int
+    base: int
+    """The version of the weights it was computed from."""
+    vector: Tensor
+    """This server's part."""
+    loss: float
+    targets: float
+    """That the worker's own microbatches had."""
+    step_targets: float
+    """Of the whole global batch, by which the gradient is divided already."""
+    norm: float
+    """Of the worker's whole gradient, where the mode needs it."""
+    touched: frozenset[str]
+    """Parameters that have a gradient."""
+    answer: Tensor | None = None
+    """What the worker is sent in place of the weights."""
+    applied: bool = False
+
+
+@dataclass(kw_only=True)
+class Seat:
+    """A worker that is there."""
+
+    rank: int
+    since: int
+    """The first step that cannot be finished without it; -1: there from the start."""
+    clock: int = 0
+    """Steps it has done."""
+
+
+class Rules(Protocol):
+    """One mode."""
+
+    stride: int
+    """Steps between two pushes of a worker."""
+    collective: bool
+    """Whether an update takes one push of every worker."""
+
+    def due(self, pushes: Sequence[Push], seats: Mapping[int, Seat], *, version: int) -> list[Push]:
+        """The pushes of the next update, by rank; empty: not yet."""
+
+    def may_go_on(self, push: Push, *, version: int) -> bool:
+        """Whether the worker that sent ``push`` may have its next weights."""
+
+
+class Bounded:
+    """An update per step, of all workers' gradients; a worker goes on at most ``staleness`` steps ahead.
+
+    The bounded delay of Li et al. 2014 (OSDI, section 3.4), which keeps the condition of the stale
+    synchronous parallel model of Ho et al. 2013: weights read for step t have all updates before
+    step t - staleness. With a staleness of 0 this is bulk-synchronous.
+    """
+
+    collective = True
+    stride = 1
+
+    def __init__(self, *, staleness: int) -> None:
+        self.staleness = staleness
+
+    def due(self, pushes: Sequence[Push], seats: Mapping[int, Seat], *, version: int) -> list[Push]:
+        """All of step ``version``, once no worker that is there owes one."""
+        mine = {push.rank: push for push in pushes if push.step == version}
+        owed = {seat.rank for seat in seats.values() if seat.since <= version}
+        return [mine[rank] for rank in sorted(mine)] if owed <= mine.keys() else []
+
+    def may_go_on(self, push: Push, *, version: int) -> bool:
+        return version >= push.step + 1 - self.staleness
+
+
+class Unbounded:
+    """An update per push, at once; nobody waits for anybody."""
+
+    collective = False
+    stride = 1
+
+    def due(self, pushes: Sequence[Push], seats: Mapping[int, Seat], *, version: int) -> list[Push]:
+        """The oldest."""
+        return list(pushes[:1])
+
+    def may_go_on(self, push: Push, *, version: int) -> bool:
+        return push.applied
+
+
+class Averaged(Bounded):
+    """A mean of all workers' parameters every ``stride`` steps."""
+
+    def __init__(self, *, stride: int) -> None:
+        super().__init__(staleness=0)
+        self.stride = stride
+
+    def may_go_on(self, push: Push, *, version: int) -> bool:
+        return version > push.step
+
+
+class Elastic(Unbounded):
+    """An exchange with the centre whenever a worker has made ``stride`` steps."""
+
+    def __init__(self, *, stride: int) -> None:
+        self.stride = stride

@@ -1,0 +1,233 @@
+"""A rank that serves: one thread hears each worker, the main thread makes the updates."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.distributed import DistError
+
+from distrib.errors import LaunchError
+from distrib.strategies.parameter_server.doors import Doors
+from distrib.strategies.parameter_server.hall import EndedError, Hall
+from distrib.strategies.parameter_server.part import Part
+from distrib.strategies.parameter_server.rules import Push
+from distrib.strategies.parameter_server.session import PULL, PUSH, Message, Op, Session, as_bytes
+from distrib.strategies.parameter_server.updates import Update
+
+LOOK_SECONDS = 0.1
+"""How often a server that lacks a worker looks whether it has been started again."""
+
+
+class Server:
+    """Holds one `Part`, and serves until every worker has left."""
+
+    def __init__(self, part: Part, hall: Hall, *, doors: Doors, update: Update) -> None:
+        self.part, self.hall, self.facts = part, hall, update.facts
+        self._doors, self._make_update = doors, update
+        self._names = [name for bucket in part.layout.buckets for name in bucket.starts]
+        self._restarts = dict.fromkeys(range(hall.num_workers), 0)
+
+    def serve(self) -> None:
+        """Returns when all workers have left. Raises what made it impossible to go on."""
+        for rank in range(self.hall.num_workers):
+            self._attend(rank)
+        try:
+            while self.hall.seats:
+                pushes = self._next()
+                if pushes:
+                    self._update(pushes)
+                else:
+                    self._look_for_restarts()
+        except EndedError:
+            assert self.hall.failure is not None
+            raise self.hall.failure from None
+        except BaseException as error:
+            self.hall.fail(error)
+            raise
+
+    def _next(self) -> list[Push]:
+        """The next update's pushes; empty after a while where a worker is missing, and at the end."""
+        with self.hall.changed:
+            timeout = LOOK_SECONDS if self.hall.lost else None
+            self.hall.wait_for(lambda: bool(self.hall.due()) or not self.hall.seats, timeout=timeout)
+            return self.hall.due()
+
+    def _look_for_restarts(self) -> None:
+        for rank in list(self.hall.lost):
+            try:
+                number = self._doors.knocked(rank)
+            except DistError:
+                return  # rank 0 has ended and its store with it: its session says the rest
+            if number > self._restarts[rank]:
+                self._restarts[rank] = number
+                self._attend(rank)
+
+    def _attend(self, rank: int) -> None:
+        # A daemon: it may be waiting for a worker when the server ends, and gloo's waits cannot be broken.
+        threading.Thread(target=self._hear, args=(rank,), name=f"worker-{rank}", daemon=True).start()
+
+    def _hear(self, rank: int) -> None:
+        try:
+            session = self._doors.open(rank, number=self._restarts[rank])
+            Desk(self, session, rank).serve()
+            self.hall.leave(rank)
+        except LaunchError as error:
+            print(f"{error}", file=sys.stderr, flush=True)
+            self.hall.lose(rank, error)
+        except EndedError:
+            pass
+        except BaseException as error:  # noqa: BLE001 (the main thread raises it)
+            self.hall.fail(error)
+
+    def _update(self, pushes: list[Push]) -> None:
+        began = time.perf_counter()
+        self._make_update(pushes)
+        with self.hall.changed:
+            self.facts.busy += time.perf_counter() - began
+
+    def names(self, mask: Tensor) -> frozenset[str]:
+        """The parameters a worker's mask names."""
+        return frozenset(name for name, on in zip(self._names, mask.tolist(), strict=True) if on)
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole model."""
+        return len(self._names)
+
+
+class Desk:
+    """One worker's session on a server."""
+
+    def __init__(self, server: Server, session: Session, rank: int) -> None:
+        self._server, self._session, self._rank = server, session, rank
+        self._part, self._hall = server.part, server.hall
+        self._spare: Tensor | None = None
+        self._answers: dict[int, Callable[[Message], None]] = {
+            Op.STEP: self._step,
+            Op.FETCH: self._fetch,
+            Op.PLACE: self._place,
+            Op.MEET: self._meet,
+            Op.TALLY: self._tally,
+            Op.JOIN: self._join,
+            Op.SLOTS: lambda _: self._session.tell(Op.SLOTS, text=self._part.slots()),
+            Op.GET: self._get,
+            Op.PUT: self._put,
+            Op.FACTS: self._facts,
+        }
+
+    def serve(self) -> None:
+        """Answers until the worker leaves."""
+        while (message := self._session.hear()).op != Op.LEAVE:
+            self._answers[message.op](message)
+
+    def _step(self, message: Message) -> None:
+        step, base = int(message.numbers[0]), int(message.numbers[1])
+        vector = torch.empty_like(self._part.vector) if self._spare is None else self._spare
+        self._receive_buckets(vector)
+        trailer = torch.empty(4 + self._server.num_parameters, dtype=torch.float64)
+        loss, targets, step_targets, norm = self._session.receive(trailer)[:4].tolist()
+        push = Push(
+            rank=self._rank,
+            step=step,
+            base=base,
+            vector=vector,
+            loss=loss,
+            targets=targets,
+            step_targets=step_targets,
+            norm=norm,
+            touched=self._server.names(trailer[4:]),
+        )
+        with self._hall.told():
+            self._hall.push(push)
+        with self._hall.changed:
+            self._hall.wait_for(lambda: self._hall.rules.may_go_on(push, version=self._hall.version or 0))
+            weights = self._weights_for(push)
+            numbers = (self._hall.version or 0, *self._result_of(push), self._hall.stop_at)
+        self._session.tell(Op.STEP, *numbers)
+        self._send_buckets(weights)
+
+    def _result_of(self, push: Push) -> tuple[float, float, bool]:
+        """Norm, loss and whether there was an update; of a step still to be finished, what is known of it."""
+        result = self._hall.result
+        if push.applied:
+            return result.norm, result.loss, result.updated
+        return result.norm, push.loss * push.step_targets / max(push.targets, 1.0), True
+
+    def _weights_for(self, push: Push) -> Tensor:
+        """What answers a push: a copy, because the next update may be made while it is on its way."""
+        if push.answer is not None:
+            return push.answer
+        self._spare = push.vector if push.applied else None
+        return self._part.vector.clone() if self._spare is None else self._spare.copy_(self._part.vector)
+
+    def _fetch(self, message: Message) -> None:
+        with self._hall.changed:
+            weights, version = self._part.vector.clone(), self._hall.version
+        self._session.tell(Op.FETCH, version or 0)
+        self._send_buckets(weights)
+
+    def _place(self, message: Message) -> None:
+        weights = torch.empty_like(self._part.vector)
+        self._receive_buckets(weights)
+        with self._hall.told(), torch.no_grad():
+            self._part.vector.copy_(weights)
+            self._part.finish_loading()
+        self._session.tell(Op.PLACE)
+
+    def _meet(self, message: Message) -> None:
+        step, count, length = map(int, message.numbers[:3])
+        vector = self._session.receive(torch.empty(length, dtype=torch.float64))
+        self._session.send(self._hall.meet(self._rank, (step, count), vector))
+
+    def _tally(self, message: Message) -> None:
+        vote, length = bool(message.numbers[0]), int(message.numbers[1])
+        vector = self._session.receive(torch.empty(length, dtype=torch.float64))
+        total = self._hall.tally(self._rank, vector, vote=vote)
+        self._session.tell(Op.TALLY, self._hall.stop_at)
+        self._session.send(total)
+
+    def _join(self, message: Message) -> None:
+        told = int(message.numbers[0])
+        self._session.tell(Op.JOIN, self._hall.join(self._rank, None if told < 0 else told))
+
+    def _get(self, message: Message) -> None:
+        with self._hall.changed:
+            value = as_bytes(self._part.slot(*message.text)).clone()
+        self._session.send(value)
+
+    def _put(self, message: Message) -> None:
+        name, slot, dtype, shape = message.text
+        value = torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
+        self._session.receive(as_bytes(value))
+        self._part.put_slot(name, slot, value)
+
+    def _facts(self, message: Message) -> None:
+        with self._hall.changed:
+            self._session.tell(Op.FACTS, text=self._server.facts.taken())
+
+    def _receive_buckets(self, vector: Tensor) -> None:
+        buckets = enumerate(self._part.layout.buckets)
+        places = [(number, bucket.places[self._part.server]) for number, bucket in buckets]
+        works = [
+            self._session.start_receive(vector[place], PUSH + 2 * number)
+            for number, place in places
+            if place.start < place.stop
+        ]
+        for work in works:
+            work.wait()
+
+    def _send_buckets(self, vector: Tensor) -> None:
+        buckets = enumerate(self._part.layout.buckets)
+        places = [(number, bucket.places[self._part.server]) for number, bucket in buckets]
+        works = [
+            self._session.start_send(vector[place], PULL + 2 * number)
+            for number, place in places
+            if place.start < place.stop
+        ]
+        for work in works:
+            work.wait()

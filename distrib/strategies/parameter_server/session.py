@@ -1,0 +1,163 @@
+"""What a worker and a server say to each other: tensors over a process group of just the two.
+
+A group per pair lets workers come and go: no group of all ranks has to be made anew. A message is a
+header of numbers, then tensors whose sizes both sides know from the layout or from the header.
+Nothing is ever unpickled. gloo closes a pair whose time limit has passed, so a peer that was taken for
+dead and wakes up again can send nothing more.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import IntEnum, auto
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distrib.errors import LaunchError, PeerLostError
+
+NUM_NUMBERS = 8
+HEADER, BODY, PUSH, PULL = range(4)
+"""Tags; buckets have tags of their own above `PUSH` and `PULL`."""
+
+GLOO_WORDS = re.compile(r"\[/\S+\] |\. This is typically.*")
+"""Where in gloo's sources an error was raised, and its advice."""
+
+
+class Op(IntEnum):
+    """What a worker asks of a server."""
+
+    STEP = auto()
+    """Gradients of a step follow; answered with the next weights."""
+    FETCH = auto()
+    """Answered with the weights as they are."""
+    PLACE = auto()
+    """Weights follow, which replace those held."""
+    MEET = auto()
+    """A vector follows; answered with the sum over all workers once all have come."""
+    TALLY = auto()
+    """A vector follows; answered at once with the sum of what every worker sent last."""
+    JOIN = auto()
+    """A worker comes into a running job; answered with the step it begins at."""
+    SLOTS = auto()
+    """Answered with the names of the optimizer's slots."""
+    GET = auto()
+    """Answered with one slot of one piece."""
+    PUT = auto()
+    """One slot of one piece follows."""
+    FACTS = auto()
+    """Answered with what the server has measured."""
+    LEAVE = auto()
+    """The worker is done; nothing is answered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """A received header."""
+
+    op: int
+    numbers: Sequence[float]
+    text: Any = None
+    """JSON that came with it."""
+
+
+class Pending:
+    """A message under way."""
+
+    def __init__(self, work: Any, session: Session) -> None:
+        self._work, self._session = work, session
+
+    def wait(self) -> None:
+        """Returns when the message is through. Raises as `Session` says."""
+        try:
+            self._work.wait(self._session.limit)
+        except RuntimeError as error:
+            raise self._session.failed(error) from error
+
+
+class Session:
+    """One side of a pair.
+
+    Args:
+        group: of two ranks, of which this is ``rank``.
+        peer: the other, in words.
+        limit: seconds that one message may take or be waited for.
+
+    Every method raises `PeerLostError` where the peer is gone and `LaunchError` where it is silent.
+    """
+
+    def __init__(self, group: Any, *, rank: int, peer: str, limit: float) -> None:
+        self._group, self._other, self.peer = group, 1 - rank, peer
+        self.limit = timedelta(seconds=limit)
+        self.sent = self.received = 0
+
+    def start_send(self, tensor: Tensor, tag: int = BODY) -> Pending:
+        """Begins to send a contiguous tensor, which must not change before it is through."""
+        self.sent += tensor.nbytes
+        return self._begin(self._group.send, tensor, tag)
+
+    def start_receive(self, tensor: Tensor, tag: int = BODY) -> Pending:
+        """Begins to fill a contiguous tensor."""
+        self.received += tensor.nbytes
+        return self._begin(self._group.recv, tensor, tag)
+
+    def _begin(self, how: Any, tensor: Tensor, tag: int) -> Pending:
+        try:
+            return Pending(how([tensor], self._other, tag), self)
+        except RuntimeError as error:
+            raise self.failed(error) from error
+
+    def send(self, tensor: Tensor) -> None:
+        """Sends a tensor and waits until it is through."""
+        self.start_send(tensor).wait()
+
+    def receive(self, tensor: Tensor) -> Tensor:
+        """Fills a tensor and returns it."""
+        self.start_receive(tensor).wait()
+        return tensor
+
+    def tell(self, op: int, *numbers: float, text: Any = None) -> None:
+        """Sends a header: at most six numbers, and JSON for what is not asked for in every step."""
+        body = b"" if text is None else json.dumps(text).encode()
+        header = torch.zeros(NUM_NUMBERS, dtype=torch.float64)
+        values = [float(op), float(len(body)), *map(float, numbers)]
+        header[: len(values)] = torch.tensor(values, dtype=torch.float64)
+        self.start_send(header, HEADER).wait()
+        if body:
+            self.send(torch.frombuffer(bytearray(body), dtype=torch.uint8))
+
+    def hear(self) -> Message:
+        """The next header."""
+        header = torch.zeros(NUM_NUMBERS, dtype=torch.float64)
+        self.start_receive(header, HEADER).wait()
+        op, length, *numbers = header.tolist()
+        text = None
+        if length:
+            text = json.loads(bytes(self.receive(torch.zeros(int(length), dtype=torch.uint8)).tolist()))
+        return Message(op=int(op), numbers=numbers, text=text)
+
+    def ask(self, op: int, *numbers: float, text: Any = None) -> Message:
+        """A header and the answer to it."""
+        self.tell(op, *numbers, text=text)
+        return self.hear()
+
+    def failed(self, error: RuntimeError) -> LaunchError:
+        """What a transport's error means."""
+        text = str(error)
+        if "timed out" in text.lower() or "timeout" in text.lower():
+            seconds = self.limit.total_seconds()
+            return LaunchError(
+                f"{self.peer} has been silent for {seconds:g} s: stopped, cut off, or slower than the time "
+                "limit (strategy.silent_after, else timeouts.collective)"
+            )
+        return PeerLostError(f"lost {self.peer}: {GLOO_WORDS.sub('', text.splitlines()[0])}")
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The memory of a tensor of any type, to be sent."""
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)

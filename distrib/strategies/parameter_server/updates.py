@@ -1,0 +1,150 @@
+"""What a server makes of pushes, by mode."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import torch
+
+from distrib.strategies.parameter_server.agreement import Agreement
+from distrib.strategies.parameter_server.facts import Facts
+from distrib.strategies.parameter_server.hall import Hall, Result
+from distrib.strategies.parameter_server.part import Part
+from distrib.strategies.parameter_server.rules import Push
+
+
+class Update:
+    """Makes one update of a part and notes it in the hall."""
+
+    def __init__(self, part: Part, hall: Hall) -> None:
+        self._part, self._hall = part, hall
+        self.facts = Facts()
+
+    def __call__(self, pushes: list[Push]) -> None:
+        raise NotImplementedError
+
+    def _count(self, pushes: list[Push], *, version: int) -> None:
+        for push in pushes:
+            self.facts.staleness(version - push.base)
+
+
+class Summed(Update):
+    """By the sum of the workers' gradients, added up in the order of their ranks.
+
+    Where a worker is missing, its targets are too: the sum is divided by those that are there.
+    """
+
+    def __init__(self, part: Part, hall: Hall, agreement: Agreement) -> None:
+        super().__init__(part, hall)
+        self._agreement = agreement
+        self._sum = torch.empty_like(part.vector)
+
+    def __call__(self, pushes: list[Push]) -> None:
+        by_rank = {push.rank: push for push in pushes}
+        touched = frozenset[str]().union(*(push.touched for push in pushes))
+
+        def squared_norm(ranks: Collection[int]) -> float:
+            self._add_up([by_rank[rank] for rank in sorted(ranks)])
+            return self._part.squared_norm(self._sum, touched=touched)
+
+        ranks, square = self._agreement.settle(by_rank.keys(), squared_norm=squared_norm)
+        used, version = [by_rank[rank] for rank in ranks], pushes[0].step
+        norm, loss = math.sqrt(square), sum(push.loss for push in used) * self._factor(used)
+        lr = self._part.job.lr(version)
+        with self._hall.told():
+            updated = bool(used) and self._part.update(self._sum, touched=touched, norm=norm, lr=lr)
+            self._count(used, version=version)
+            self._hall.finish(pushes, Result(norm=norm, loss=loss, updated=updated))
+
+    def _add_up(self, pushes: list[Push]) -> None:
+        if not pushes:
+            self._sum.zero_()
+            return
+        self._sum.copy_(pushes[0].vector)
+        for push in pushes[1:]:
+            self._sum += push.vector
+        if (factor := self._factor(pushes)) != 1.0:
+            self._sum *= factor
+
+    def _factor(self, pushes: list[Push]) -> float:
+        """What makes the gradient of some workers that of the mean over their own targets."""
+        if not pushes or len(pushes) == self._hall.num_workers:
+            return 1.0
+        return pushes[0].step_targets / max(sum(push.targets for push in pushes), 1.0)
+
+
+class Alone(Update):
+    """By one worker's gradient, the mean over its own targets.
+
+    Its learning rate is the step's times its share of the step's targets, so that the pushes of one step
+    together move the weights as far as one synchronous update.
+
+    Args:
+        damping: divides the rate by how many times more stale a push is than when all workers are
+            equally fast: then each push misses those of all others.
+    """
+
+    def __init__(self, part: Part, hall: Hall, *, damping: bool) -> None:
+        super().__init__(part, hall)
+        self._damping = damping
+
+    def __call__(self, pushes: list[Push]) -> None:
+        (push,) = pushes
+        share = push.targets / push.step_targets
+        with self._hall.told():
+            version = self._hall.version or 0
+            result = self._update(push, share, version - push.base) if share else Result()
+            self._count(pushes, version=version)
+            self._hall.finish(pushes, result)
+
+    def _update(self, push: Push, share: float, staleness: int) -> Result:
+        norm = push.norm / share
+        lr = self._part.job.lr(push.step) * share
+        if self._damping:
+            lr /= max(1.0, (staleness + 1) / len(self._hall.seats))
+        push.vector /= share
+        updated = self._part.update(push.vector, touched=push.touched, norm=norm, lr=lr)
+        return Result(norm=norm, loss=push.loss / share, updated=updated)
+
+
+class Mean(Update):
+    """The mean of the workers' parameters, in which each counts by the targets it has learnt from."""
+
+    def __init__(self, part: Part, hall: Hall, agreement: Agreement) -> None:
+        super().__init__(part, hall)
+        self._agreement = agreement
+
+    def __call__(self, pushes: list[Push]) -> None:
+        by_rank = {push.rank: push for push in pushes}
+        ranks, _ = self._agreement.settle(by_rank.keys(), squared_norm=lambda _: 0.0)
+        used = [by_rank[rank] for rank in ranks if by_rank[rank].targets]
+        total = sum(push.targets for push in used)
+        with self._hall.told():
+            if used:
+                self._part.vector.zero_()
+            for push in used:
+                self._part.vector.add_(push.vector, alpha=push.targets / total)
+            self._count(pushes, version=pushes[0].step)
+            self._hall.finish(pushes, Result())
+
+
+class Centre(Update):
+    """A worker's parameters and the servers' centre, moved towards each other.
+
+    Args:
+        share: of their difference, by which each of the two moves.
+    """
+
+    def __init__(self, part: Part, hall: Hall, *, share: float) -> None:
+        super().__init__(part, hall)
+        self._share = share
+
+    def __call__(self, pushes: list[Push]) -> None:
+        (push,) = pushes
+        with self._hall.told():
+            moved = (push.vector - self._part.vector) * self._share
+            self._part.vector += moved
+            push.answer = moved
+            self._count(pushes, version=self._hall.version or 0)
+            self._hall.finish(pushes, Result())

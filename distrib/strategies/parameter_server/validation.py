@@ -1,0 +1,47 @@
+"""What the constructor's arguments must be, on how many processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from distrib.errors import ConfigError
+
+if TYPE_CHECKING:
+    from distrib.strategies.parameter_server.strategy import ParameterServer
+
+
+def check(strategy: ParameterServer, *, num_processes: int) -> None:
+    """Raises `ConfigError` for what cannot run."""
+    servers, workers = strategy.num_servers, num_processes - strategy.num_servers
+    if servers < 1:
+        raise ConfigError("strategy.num_servers", servers, "at least 1 is needed")
+    if workers < 1:
+        remedy = (
+            f"{num_processes} processes leave no worker; start at least {servers + 1} "
+            f"(launcher.num_processes={servers + 1})"
+        )
+        raise ConfigError("strategy.num_servers", servers, remedy)
+    if strategy.staleness < 0:
+        raise ConfigError("strategy.staleness", strategy.staleness, "must not be negative; 0 is sync")
+    if strategy.damping and strategy.mode != "async":
+        raise ConfigError("strategy.damping", True, f"is of mode=async; strategy.mode={strategy.mode}")
+    if strategy.average_every < 1:
+        raise ConfigError("strategy.average_every", strategy.average_every, "must be 1 or more")
+    _check_elastic(strategy)
+    if strategy.min_workers is not None and not 1 <= strategy.min_workers <= workers:
+        remedy = f"from 1 to the number of workers, which is {workers}"
+        raise ConfigError("strategy.min_workers", strategy.min_workers, remedy)
+    if not strategy.bucket_mb > 0:
+        raise ConfigError("strategy.bucket_mb", strategy.bucket_mb, "must be above 0")
+    if strategy.silent_after is not None and not strategy.silent_after > 0:
+        raise ConfigError("strategy.silent_after", strategy.silent_after, "must be above 0, or null")
+
+
+def _check_elastic(strategy: ParameterServer) -> None:
+    share = strategy.elastic
+    if share is None:
+        return
+    if strategy.mode != "average":
+        raise ConfigError("strategy.elastic", share, f"is of mode=average; strategy.mode={strategy.mode}")
+    if not 0 < share < 1:
+        raise ConfigError("strategy.elastic", share, "a share between 0 and 1, or null for the mean")

@@ -1,0 +1,336 @@
+"""A rank that trains: gradients leave while backward runs, weights arrive in the order forward needs them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from distrib.core import IGNORED, Batch, Job, StepResult
+from distrib.parallel.accumulate import accumulate
+from distrib.parallel.norm import total_norm
+from distrib.parallel.reduce import flatten, unflatten
+from distrib.parallel.replica import Replica
+from distrib.state import StateReader, StateWriter
+from distrib.strategies.parameter_server import state
+from distrib.strategies.parameter_server.layout import Layout
+from distrib.strategies.parameter_server.session import PULL, PUSH, Op, Pending, Session
+
+
+class Worker:
+    """The whole model on one device, whose weights are the servers'.
+
+    Parameters and gradients are views of one vector per bucket, so nothing is packed to be sent. On an
+    accelerator the vectors have twins in the host's memory, which is what gloo sends.
+
+    Args:
+        replica: the model; its optimizer is never stepped.
+        sessions: one per server, in order.
+        own_norm: the mode needs the norm of this worker's own gradient.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        replica: Replica,
+        layout: Layout,
+        *,
+        parameters: Mapping[str, nn.Parameter],
+        sessions: Sequence[Session],
+        num_workers: int,
+        own_norm: bool,
+    ) -> None:
+        self.job, self.replica, self.layout, self.sessions = job, replica, layout, sessions
+        self.parameters = parameters
+        self.version = self.stop_at = self.done = 0
+        self.num_workers, self._own_norm = num_workers, own_norm
+        self._weights, self._gradients = Vectors(layout, parameters), Vectors(layout, parameters)
+        self._bucket_of = {name: n for n, bucket in enumerate(layout.buckets) for name in bucket.starts}
+        self._missing: list[set[str]] = []
+        self._touched: set[str] = set()
+        self._sends: list[Pending] = []
+        self._arrivals: dict[int, list[Pending]] = {}
+        self._is_last = True
+        self._meetings = 0
+        self._waited, self._pushing, self._steps = 0.0, 0.0, 0
+        for name, parameter in parameters.items():
+            self._weights.hold(name, parameter.data)
+            parameter.data = self._weights.view(name)
+            parameter.register_post_accumulate_grad_hook(partial(self._ready, name))  # type: ignore[no-untyped-call]
+
+    def wait_in_forward(self, users: Sequence[tuple[nn.Module, set[str]]]) -> None:
+        """Lets each module's forward wait for the weights it needs; until now training waits for all.
+
+        A compiled model waits for all before it runs: a wait inside of it would cut its graph.
+        """
+        for module, names in users:
+            buckets = sorted({self._bucket_of[name] for name in names})
+            module.register_forward_pre_hook(lambda *_, buckets=buckets: self._arrive(buckets))
+
+    def train_step(self, microbatches: Sequence[Batch], step: int) -> StepResult:
+        """Sends this shard's gradients of ``step`` and asks for the next weights."""
+        for session in self.sessions:
+            session.tell(Op.STEP, step, self.version)
+        self._meetings = 0
+        self._prepare()
+        loss = accumulate(
+            self.replica.module,
+            microbatches,
+            job=self.job,
+            step=step,
+            device=self.replica.device,
+            forward_context=self.replica.forward_context,
+            hold_sync=self._hold,
+        )
+        self.settle()  # what forward did not use must be there too before it is asked for anew
+        self._send_rest()
+        self._send_trailer(float(loss), targets_of(microbatches), microbatches[0].step_targets, self._norm())
+        self._gradients.clear()
+        self._expect_weights()
+        result = self._hear_result(step)
+        self.done, self._steps = step + 1, self._steps + 1
+        return result
+
+    def _prepare(self) -> None:
+        self._touched = set()
+        self._missing = [set(bucket.starts) for bucket in self.layout.buckets]
+        for name, parameter in self.parameters.items():
+            parameter.grad = self._gradients.view(name)
+
+    @contextmanager
+    def _hold(self) -> Iterator[None]:
+        self._is_last = False
+        try:
+            yield
+        finally:
+            self._is_last = True
+
+    def _ready(self, name: str, parameter: Tensor) -> None:
+        """Backward has added to a gradient; of the last microbatch, a bucket that is complete leaves."""
+        self._touched.add(name)
+        if not self._is_last:
+            return
+        number = self._bucket_of[name]
+        self._missing[number].discard(name)
+        if not self._missing[number]:
+            self._send(number)
+
+    def _send(self, number: int) -> None:
+        self._send_bucket(number, self._gradients.on_host(number))
+
+    def _send_bucket(self, number: int, vector: Tensor) -> None:
+        for session, cut in zip(self.sessions, self.layout.buckets[number].cuts, strict=True):
+            if cut.start < cut.stop:
+                self._sends.append(session.start_send(vector[cut], PUSH + 2 * number))
+
+    def _send_rest(self) -> None:
+        """Buckets with a parameter that had no gradient in the last microbatch."""
+        for number, missing in enumerate(self._missing):
+            if missing:
+                self._send(number)
+
+    def _send_trailer(self, *numbers: float) -> None:
+        """What completes a push: loss, targets, the step's targets, norm; and who has a gradient."""
+        mask = [float(name in self._touched) for bucket in self.layout.buckets for name in bucket.starts]
+        trailer = torch.tensor([*numbers, *mask], dtype=torch.float64)
+        self._sends += [session.start_send(trailer) for session in self.sessions]
+        self._finish_sending()
+
+    def _finish_sending(self) -> None:
+        began = time.perf_counter()
+        for sending in self._sends:
+            sending.wait()
+        self._pushing += time.perf_counter() - began
+        self._sends = []
+
+    def _norm(self) -> float:
+        """Of this worker's own gradient, where the mode asks for it."""
+        return float(total_norm(map(self._gradients.view, self.parameters))) if self._own_norm else 0.0
+
+    def _expect_weights(self) -> None:
+        """Posts the receipt of every bucket, so that a server's answer needs no further question."""
+        for number, bucket in enumerate(self.layout.buckets):
+            vector = self._weights.host[number]
+            self._arrivals[number] = [
+                session.start_receive(vector[cut], PULL + 2 * number)
+                for session, cut in zip(self.sessions, bucket.cuts, strict=True)
+                if cut.start < cut.stop
+            ]
+
+    def _hear_result(self, step: int) -> StepResult:
+        began = time.perf_counter()
+        answers = [session.hear().numbers for session in self.sessions]
+        self._waited += time.perf_counter() - began
+        version, norm, loss, updated, stop_at = answers[0][:5]
+        self.version, self.stop_at = int(version), int(stop_at)
+        dtype = self._weights.host[0].dtype
+        return StepResult(
+            loss=torch.tensor(loss / self.num_workers, dtype=torch.float64),
+            grad_norm=torch.tensor(norm, dtype=dtype),
+            updated=bool(updated),
+            meet=step + 1 == self.stop_at,
+        )
+
+    def _arrive(self, numbers: Sequence[int]) -> None:
+        """Waits for buckets that are still on their way."""
+        for number in numbers:
+            if number not in self._arrivals:
+                continue
+            began = time.perf_counter()
+            for arrival in self._arrivals.pop(number):
+                arrival.wait()
+            self._weights.to_device(number)
+            self._waited += time.perf_counter() - began
+
+    def settle(self) -> None:
+        """Waits until all weights that were asked for are there."""
+        self._arrive(range(len(self.layout.buckets)))
+
+    def fetch(self) -> None:
+        """Takes the servers' weights as they are now."""
+        self.settle()
+        for session in self.sessions:
+            session.tell(Op.FETCH)
+        self._expect_weights()
+        answers = [session.hear().numbers for session in self.sessions]
+        self.version = int(answers[0][0])
+        self.settle()
+
+    def place(self) -> None:
+        """Makes this model's weights the servers'."""
+        self.settle()
+        for session in self.sessions:
+            session.tell(Op.PLACE)
+        for number in range(len(self.layout.buckets)):
+            self._send_bucket(number, self._weights.on_host(number))
+        self._finish_sending()
+        for session in self.sessions:
+            session.hear()
+
+    def eval_step(self, batch: Batch) -> Mapping[str, Tensor]:
+        """The task's sums over one batch."""
+        self.settle()
+        return self.replica.eval_step(batch)
+
+    def save(self, writer: StateWriter, *, leads: bool) -> None:
+        """Hands over the servers' state, once every worker is here; ``leads``: this rank writes it."""
+        self.meet({"before saving": torch.ones(())})
+        if leads:
+            self.fetch()
+            state.save(self, writer)
+
+    def load(self, reader: StateReader, *, leads: bool) -> None:
+        """Takes a checkpoint, which the rank that ``leads`` gives to the servers too."""
+        self.settle()
+        state.load_weights(self, reader)
+        if leads:
+            state.load_optimizer(self, reader)
+            self.place()
+        self.meet({"loaded": torch.ones(())})
+
+    def meet(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sums over all workers, by the first server; waits for them."""
+        self.settle()
+        vector, lead = flatten(sums), self.sessions[0]
+        self._meetings += 1
+        lead.tell(Op.MEET, self.done, self._meetings, vector.numel())
+        lead.send(vector)
+        return unflatten(lead.receive(torch.empty_like(vector)), sums)
+
+    def tally(self, sums: Mapping[str, Tensor], *, vote: bool) -> dict[str, Tensor]:
+        """The sums of what every worker sent last, this one's included; waits for nobody."""
+        vector, lead = flatten(sums), self.sessions[0]
+        lead.tell(Op.TALLY, vote, vector.numel())
+        lead.send(vector)
+        self.stop_at = int(lead.hear().numbers[0])
+        return unflatten(lead.receive(torch.empty_like(vector)), sums)
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether this is the step at which all workers stop, where one has asked to."""
+        return 0 < self.stop_at <= self.done
+
+    def measures(self) -> dict[str, float]:
+        """This worker's numbers per step, and the first server's, since they were last asked for."""
+        facts: dict[str, float] = self.sessions[0].ask(Op.FACTS).text
+        steps = max(self._steps, 1)
+        sent = sum(session.sent for session in self.sessions)
+        received = sum(session.received for session in self.sessions)
+        own = {
+            "waited_seconds": self._waited / steps,
+            "push_seconds": self._pushing / steps,
+            "pushed_mb": sent / steps / 1e6,
+            "pulled_mb": received / steps / 1e6,
+        }
+        self._waited, self._pushing, self._steps = 0.0, 0.0, 0
+        for session in self.sessions:
+            session.sent = session.received = 0
+        return {"staleness": facts.pop("staleness"), **own, **facts}
+
+    def join(self) -> int:
+        """Enters the running job with its weights; the step to begin at."""
+        told = -1
+        for session in self.sessions:
+            told = int(session.ask(Op.JOIN, told).numbers[0])
+        self.done = told
+        self.fetch()
+        return told
+
+    def leave(self) -> None:
+        """Says that nothing more will come."""
+        self.settle()
+        for session in self.sessions:
+            session.tell(Op.LEAVE)
+
+
+def targets_of(microbatches: Sequence[Batch]) -> int:
+    """Targets that these microbatches have."""
+    return sum(int((batch.tensors["labels"] != IGNORED).sum()) for batch in microbatches)
+
+
+class Vectors:
+    """One vector per bucket where the model is, and where gloo sends from."""
+
+    def __init__(self, layout: Layout, parameters: Mapping[str, nn.Parameter]) -> None:
+        some = next(iter(parameters.values()))
+        self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        self._places = {
+            name: (number, start)
+            for number, bucket in enumerate(layout.buckets)
+            for name, start in bucket.starts.items()
+        }
+        self.vectors = [
+            torch.zeros(bucket.numel, dtype=some.dtype, device=some.device) for bucket in layout.buckets
+        ]
+        is_cpu = some.device.type == "cpu"
+        self.host = self.vectors if is_cpu else [v.to("cpu").pin_memory() for v in self.vectors]
+
+    def view(self, name: str) -> Tensor:
+        """A parameter's elements, in its shape."""
+        number, start = self._places[name]
+        shape = self._shapes[name]
+        return self.vectors[number][start : start + shape.numel()].view(shape)
+
+    def hold(self, name: str, value: Tensor) -> None:
+        """Copies a parameter's elements in."""
+        self.view(name).copy_(value)
+
+    def on_host(self, number: int) -> Tensor:
+        """A bucket where it is sent from, up to date."""
+        if self.host is not self.vectors:
+            self.host[number].copy_(self.vectors[number])
+        return self.host[number]
+
+    def to_device(self, number: int) -> None:
+        """Brings a bucket that has arrived to where the model is."""
+        if self.host is not self.vectors:
+            self.vectors[number].copy_(self.host[number], non_blocking=True)
+
+    def clear(self) -> None:
+        """Zeroes everything."""
+        for vector in self.vectors:
+            vector.zero_()

@@ -1,0 +1,229 @@
+"""The parameter server beyond the contract: layout, rules, modes, bytes, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from strategies import PARAMETER_SERVER
+from test_contract import trained
+
+from distrib.errors import ConfigError, LaunchError
+from distrib.strategies.parameter_server import ParameterServer
+from distrib.strategies.parameter_server.layout import in_forward_order, make_layout
+from distrib.strategies.parameter_server.rules import Bounded, Push, Seat
+from distrib.testing.proof import Proof, Trajectory, job_for, largest_difference, train
+from distrib.testing.workers import Workers
+from distrib.world import World
+
+SINGLE = {"_target_": "distrib.strategies.single.Single"}
+PLAIN_SGD: dict[str, Any] = {"momentum_sgd": True, "momentum": 0.0, "max_grad_norm": None, "lr": 0.1}
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def ps(**options: Any) -> dict[str, Any]:
+    return {**PARAMETER_SERVER, **options}
+
+
+def exact(proof: Proof) -> Trajectory:
+    (alone,) = trained([train(World(), dataclasses.replace(proof, strategy=SINGLE))])
+    return alone
+
+
+@pytest.mark.parametrize("num_servers", [1, 2, 3])
+@pytest.mark.parametrize("bucket_numel", [1, 100, 10**6])
+def test_layout_covers_every_element_once(num_servers: int, bucket_numel: int) -> None:
+    """Servers hold equal shares of every bucket, a large tensor on all of them, and nothing twice."""
+    sizes = {"large": 1000, "small": 1, "middle": 37, "other": 64}
+    layout = make_layout(sizes, num_servers=num_servers, bucket_numel=bucket_numel)
+    seen = {name: torch.zeros(size) for name, size in sizes.items()}
+    for server, pieces in enumerate(layout.pieces):
+        held = torch.zeros(layout.length(server))
+        for piece in pieces:
+            seen[piece.name][piece.elements] += 1
+            held[piece.place] += 1
+        assert held.eq(1).all()
+        assert {piece.name for piece in pieces} >= {"large"}
+    assert all(count.eq(1).all() for count in seen.values())
+    lengths = [layout.length(server) for server in range(num_servers)]
+    assert max(lengths) - min(lengths) <= len(layout.buckets)
+
+
+def test_blocks_need_their_own_weights_and_the_model_the_rest() -> None:
+    """What lies outside the blocks comes first; a weight that is tied is there once."""
+    parameters, users = in_forward_order(job_for(Proof(strategy=SINGLE)).build_model())
+    assert next(iter(parameters)) == "embedding.weight"
+    assert len(parameters) == len({id(parameter) for parameter in parameters.values()})
+    assert [sorted(names)[0] for _, names in users] == [
+        "embedding.weight",
+        "blocks.0.attention_in.weight",
+        "blocks.1.attention_in.weight",
+    ]
+
+
+def push(rank: int, step: int) -> Push:
+    return Push(
+        rank=rank,
+        step=step,
+        base=0,
+        vector=torch.zeros(1),
+        loss=0.0,
+        targets=1.0,
+        step_targets=1.0,
+        norm=0.0,
+        touched=frozenset(),
+    )
+
+
+def test_a_step_waits_for_those_who_are_there() -> None:
+    """An update takes a push of every living worker; one that joins later owes none before."""
+    rules = Bounded(staleness=2)
+    seats = {0: Seat(rank=0, since=-1), 1: Seat(rank=1, since=-1)}
+    pushes = [push(0, 5), push(0, 6)]
+    assert rules.due(pushes, seats, version=5) == []
+    assert [p.rank for p in rules.due([*pushes, push(1, 5)], seats, version=5)] == [0, 1]
+    del seats[1]
+    assert rules.due(pushes, seats, version=5) == pushes[:1]
+    seats[2] = Seat(rank=2, since=6)
+    assert rules.due(pushes, seats, version=5) == pushes[:1]
+    assert rules.due(pushes, seats, version=6) == []
+    assert [step for step in range(9) if rules.may_go_on(push(0, step), version=5)] == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_refusals() -> None:
+    """What cannot run is refused by its key, before a process starts."""
+    for options, processes, message in [
+        ({}, 1, r"strategy\.num_servers=1: 1 processes leave no worker; start at least 2"),
+        ({"num_servers": 3}, 3, r"strategy\.num_servers=3"),
+        ({"num_servers": 0}, 3, r"strategy\.num_servers=0"),
+        ({"mode": "stale", "staleness": -1}, 3, r"strategy\.staleness=-1"),
+        ({"damping": True}, 3, r"strategy\.damping=True: is of mode=async"),
+        ({"elastic": 0.5}, 3, r"strategy\.elastic=0\.5: is of mode=average"),
+        ({"mode": "average", "elastic": 1.0}, 3, r"strategy\.elastic=1\.0"),
+        ({"mode": "average", "average_every": 0}, 3, r"strategy\.average_every=0"),
+        ({"min_workers": 3}, 3, r"strategy\.min_workers=3: from 1 to .* 2"),
+        ({"bucket_mb": 0}, 3, r"strategy\.bucket_mb=0"),
+        ({"silent_after": 0}, 3, r"strategy\.silent_after=0"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            ParameterServer(**options).check(num_processes=processes)  # type: ignore[arg-type]
+
+
+def test_whom_the_job_may_lose() -> None:
+    """Workers but the first where the mode or ``min_workers`` says so; never a server."""
+
+    def losable(**options: Any) -> list[int]:
+        strategy = ParameterServer(num_servers=2, **options)
+        return [rank for rank in range(5) if strategy.may_lose(rank, num_processes=5)]
+
+    assert losable() == []
+    assert losable(min_workers=1) == losable(mode="stale") == losable(mode="async") == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "size", "proof"),
+    [
+        pytest.param({"mode": "async"}, 2, {}, id="async-1-worker"),
+        pytest.param({"mode": "stale", "staleness": 0}, 4, {}, id="stale-0"),
+        pytest.param({"mode": "average", "average_every": 1}, 3, PLAIN_SGD, id="average-1-sgd"),
+        pytest.param({"mode": "average", "average_every": 3}, 2, {}, id="average-1-worker"),
+    ],
+)
+def test_where_a_mode_is_one_process(
+    workers: Workers, options: dict[str, Any], size: int, proof: dict[str, Any]
+) -> None:
+    """Nothing stale, or nothing to average: the weights after 20 steps are those of one process."""
+    plan = Proof(strategy=ps(**options), **proof)
+    ours = trained(workers.run(train, plan, size=size, timeout=200))
+    assert largest_difference(ours[0].weights, exact(plan).weights)[0] <= 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "stale", "staleness": 1, "num_servers": 2},
+        {"mode": "async", "damping": True},
+        {"mode": "average", "average_every": 3},
+        {"mode": "average", "average_every": 3, "elastic": 0.4},
+    ],
+    ids=["stale", "async", "average", "elastic"],
+)
+def test_where_it_is_not(workers: Workers, tmp_path: Path, options: dict[str, Any]) -> None:
+    """Another trajectory, that learns; its checkpoint is a whole one, from which one process goes on."""
+    plan = Proof(strategy=ps(**options), microbatch_size=2, save_to=str(tmp_path))
+    size = 2 + int(options.get("num_servers", 1))
+    ours = trained(workers.run(train, plan, size=size, timeout=200))[0]
+    theirs = exact(dataclasses.replace(plan, save_to=None))
+    assert largest_difference(ours.weights, theirs.weights)[0] > 1e-6
+    assert ours.sums["targets"] == theirs.sums["targets"]
+    start = exact(dataclasses.replace(plan, save_to=None, steps=0)).sums["loss"]
+    assert start - ours.sums["loss"] > 0.5 * (start - theirs.sums["loss"])
+    on = exact(dataclasses.replace(plan, save_to=None, first_step=20, steps=21, load_from=str(tmp_path)))
+    assert on.sums["loss"] == pytest.approx(ours.sums["loss"], rel=0.05)
+
+
+STEPS = 5
+
+
+def bytes_sent(world: World, num_servers: int) -> tuple[str, float]:
+    """Of a worker in a step, or of a server in all of them, by the kernel's count."""
+    from benchmarks.engines import batch, job
+    from distrib.proof.sockets import bytes_sent as counted
+    from distrib.strategies.parameter_server import hall
+
+    strategy = ParameterServer(num_servers=num_servers)
+    strategy.setup(job(size=world.size, precision="fp32", width=128), world)
+    before, at_end = counted() or 0, list[int]()
+
+    def steps() -> float:
+        count = world.size - num_servers
+        for step in range(STEPS):
+            strategy.train_step([batch(index=world.rank, size=count)], step)
+        sent = (counted() or 0) - before
+        strategy.reduce({"all": torch.ones(())})  # weights have come everywhere before anybody leaves
+        return sent / STEPS
+
+    leave = hall.Hall.leave
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hall.Hall, "leave", lambda *a: (at_end.append(counted() or 0), leave(*a))[1])
+        per_step = strategy.run(steps)
+    strategy.close()
+    return ("server", (at_end[0] - before) / STEPS) if per_step is None else ("worker", per_step)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "num_servers"), [(3, 1), (4, 2)])
+def test_bytes_are_those_of_the_formula(workers: Workers, size: int, num_servers: int) -> None:
+    """A worker sends the model once a step; a server sends its part once to each worker; at most 2 % more."""
+    from benchmarks.engines import build_model
+
+    model = 4 * sum(parameter.numel() for parameter in build_model(128).parameters())
+    for role, sent in workers.run(bytes_sent, num_servers, size=size, timeout=200):
+        expected = model if role == "worker" else (size - num_servers) * model / num_servers
+        assert expected <= sent <= 1.02 * expected
+
+
+def stranger(world: World) -> str:
+    """Rank 1 knows another token."""
+    from distrib.strategies.parameter_server.doors import Doors
+
+    doors = Doors(dataclasses.replace(world, token=f"{world.rank}"), num_workers=1, limit=30.0)
+    try:
+        doors.open(1 - world.rank)
+    except LaunchError as error:
+        return str(error)
+    return "let in"
+
+
+@pytest.mark.slow
+def test_a_session_shows_the_jobs_token(workers: Workers) -> None:
+    """Who does not know it is refused on both sides, before anything else is sent."""
+    answers = workers.run(stranger, size=2)
+    assert "who says to be server rank 1 does not know this job's token" in answers[0]
+    assert "who says to be worker rank 0 does not know this job's token" in answers[1]
