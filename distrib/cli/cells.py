@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import TYPE_CHECKING
 
-from distrib.cli.compose import compose
+from distrib.cli.compose import compose, compose_part
 from distrib.cli.groups import no_such_option, options
 from distrib.config import CheckpointConfig, RunConfig
 from distrib.errors import ConfigError, DistribError
 from distrib.proof.jobs import Cell
+from distrib.targets import build
+
+if TYPE_CHECKING:
+    from distrib.strategies.base import Strategy
 
 REFERENCE = "single"
 """The strategy that every other is measured against."""
@@ -52,6 +57,16 @@ class Common:
             if name not in there:
                 raise no_such_option("strategy", name, config_dirs=self.config_dirs)
         return asked or [name for name in there if name != REFERENCE]
+
+    def exact(self, strategies: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """Those whose result is meant to be one process's, and why each of the others' is not."""
+        changes = {name: reason for name in strategies if (reason := self._changes(name)) is not None}
+        return [name for name in strategies if name not in changes], changes
+
+    def _changes(self, strategy: str) -> str | None:
+        config = compose_part([*self.overrides, f"strategy={strategy}"], config_dirs=self.config_dirs)
+        built: Strategy = build(config.strategy, key="strategy", plugins=config.plugins)
+        return built.changes()
 
     def cells(
         self, strategies: Sequence[str], *, world_sizes: Sequence[int], microbatch_sizes: Sequence[int]

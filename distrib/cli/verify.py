@@ -28,7 +28,7 @@ def epilog() -> str:
     """The long part of ``--help``."""
     return """\
 words of this command, besides every setting of `distrib train`:
-  strategies=ddp,fsdp         default: every strategy that is installed
+  strategies=ddp,fsdp         default: every installed one that is meant to equal one process
   world_sizes=1,2,4           numbers of processes
   microbatch_sizes=4,8        default: train.microbatch_size
   steps=20                    optimizer steps; the schedule spans them
@@ -75,8 +75,9 @@ def _verify(args: argparse.Namespace, server: ForkServer | None) -> int:
     check_processes(base)
     asked = options.names(own, "strategies")
     sizes = options.counts(own, "microbatch_sizes", default=[base.train.microbatch_size])
+    exact, changes = common.exact(common.strategies(asked))
     cells = common.cells(
-        common.strategies(asked),
+        asked or exact,
         world_sizes=options.counts(own, "world_sizes", default=WORLD_SIZES),
         microbatch_sizes=sizes,
     )
@@ -85,6 +86,8 @@ def _verify(args: argparse.Namespace, server: ForkServer | None) -> int:
     given = {name: options.bound(own, f"bounds.{name}") for name in NAMES}
     references = {size: common.compose(REFERENCE, world_size=1, microbatch_size=size) for size in sizes}
     root = make_root(own.get("run_dir"), base.name)
+    for name, reason in changes.items():
+        print(f"{name:<16}changes the result on purpose: {reason}{'' if asked else '; left out'}")
     randomness = announce(base, root)
     from distrib.proof.verify import Asked
 

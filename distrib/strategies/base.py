@@ -42,6 +42,13 @@ class Strategy(ABC):
         Asked before a process starts, so it looks at the constructor's arguments alone.
         """
 
+    def changes(self) -> str | None:
+        """What it does differently from one process on purpose, in a few words; None: nothing.
+
+        Asked before a process starts, like `check`.
+        """
+        return None
+
     def may_lose(self, rank: int, *, num_processes: int) -> bool:
         """Whether the job goes on when the process of ``rank`` dies; for most it does not.
 

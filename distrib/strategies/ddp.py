@@ -67,6 +67,9 @@ class DDP(Strategy):
         self.powersgd_start = powersgd_start
         self.balance = balance
 
+    def changes(self) -> str | None:
+        return None if self.compression == "none" else f"gradients are sent as {self.compression}"
+
     def check(self, *, num_processes: int) -> None:
         if self.powersgd_rank < 1:
             raise ConfigError("strategy.powersgd_rank", self.powersgd_rank, "must be 1 or more")

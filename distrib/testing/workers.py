@@ -70,7 +70,7 @@ class Workers:
             self._processes.append(process)
 
     def run(
-        self, function: Callable[..., Any], *arguments: Any, size: int, timeout: float = 60.0
+        self, function: Callable[..., Any], *arguments: Any, size: int, timeout: float = 180.0
     ) -> list[Any]:
         """``function(world, *arguments)`` on ``size`` ranks; their answers by rank.
 

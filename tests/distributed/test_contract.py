@@ -22,7 +22,7 @@ REFERENCE = {"_target_": "distrib.strategies.single.Single"}
 LOSS_BOUND = {"fp64": 1e-9, "fp32": 1e-5}
 WEIGHT_BOUND = {"fp64": 1e-9, "fp32": 5e-4}
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 @lru_cache

@@ -28,7 +28,7 @@ from distrib.testing.proof import (
 from distrib.testing.workers import Workers
 from distrib.world import World
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 START = 3
 BITS = {"bf16": 8, "fp16": 11}

@@ -34,7 +34,7 @@ from distrib.testing.proof import (
 from distrib.testing.workers import Workers
 from distrib.world import World
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 STAGES = (1, 2, 3)
 OURS = ("DS_ACCELERATOR", "LOCAL_RANK", "LOCAL_SIZE", "RANK", "WORLD_SIZE")

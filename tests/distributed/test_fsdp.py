@@ -15,7 +15,7 @@ from distrib.testing.proof import Proof, evaluation, global_batch, job_for, larg
 from distrib.testing.workers import Workers
 from distrib.world import World
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SINGLE = {"_target_": "distrib.strategies.single.Single"}
 

@@ -23,7 +23,7 @@ from distrib.testing.proof import Proof, global_batch, job_for, largest_differen
 from distrib.testing.workers import Workers
 from distrib.world import World
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def proof(**options: Any) -> Proof:

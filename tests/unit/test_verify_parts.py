@@ -295,3 +295,15 @@ def test_page_and_record_say_all_and_escape_it(tmp_path: Path) -> None:
     record = json.loads(json.dumps(as_json(result)))
     assert [line["verdict"] for line in record["rows"]] == ["differs", "failed"]
     assert record["rows"][0]["loss"] == 1e-3
+
+
+def test_what_changes_the_result_on_purpose_is_told_apart() -> None:
+    """By the strategy's own word, its options included: verify leaves it out unless it is asked for."""
+    common = Common(overrides=["experiment=tiny"], config_dirs=[], steps=2)
+    exact, changes = common.exact(["ddp", "diloco", "local_sgd", "parameter_server"])
+    assert exact == ["ddp", "parameter_server"]
+    assert set(changes) == {"diloco", "local_sgd"}
+    rounded = Common(overrides=["experiment=tiny", "strategy.compression=bf16"], config_dirs=[], steps=2)
+    assert rounded.exact(["ddp"]) == ([], {"ddp": "gradients are sent as bf16"})
+    late = Common(overrides=["experiment=tiny", "strategy.mode=async"], config_dirs=[], steps=2)
+    assert list(late.exact(["parameter_server"])[1]) == ["parameter_server"]

@@ -74,6 +74,9 @@ class DiLoCo(Strategy):
         self.overlap = overlap
         self.keep_local = keep_local
 
+    def changes(self) -> str | None:
+        return "replicas train apart between exchanges"
+
     def check(self, *, num_processes: int) -> None:
         from distrib.strategies.diloco.validation import check
 

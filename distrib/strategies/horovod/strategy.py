@@ -41,8 +41,7 @@ class Horovod(Strategy):
         compression: ``none`` or ``fp16``. Horovod sends no bf16.
         fusion_threshold_mb: MiB of gradients that travel as one message; null: Horovod's own, 128.
         cycle_time_ms: how often the ranks agree on what is ready; null: Horovod's own, 1 ms.
-        timeline: record what each tensor waited for as ``logs/horovod-timeline.json``, which
-            chrome://tracing shows.
+        timeline: record what tensors waited for in ``logs/horovod-timeline.json``, for chrome://tracing.
         find_unused_parameters: for models in which some parameters get no gradient in some steps.
         elastic: go on when a rank dies and take in those that come, under horovodrun with
             ``--host-discovery-script`` and with ``run_dir`` given. The global batch and the order of the
@@ -76,6 +75,10 @@ class Horovod(Strategy):
         self.timeline = timeline
         self.find_unused_parameters = find_unused_parameters
         self.elastic = elastic
+
+    def changes(self) -> str | None:
+        sent = None if self.compression == "none" else f"gradients are sent as {self.compression}"
+        return "Adasum weighs the ranks' gradients" if self.op == "adasum" else sent
 
     def check(self, *, num_processes: int) -> None:
         if self.op == "adasum" and num_processes & (num_processes - 1):

@@ -86,6 +86,10 @@ class ParameterServer(Strategy):
         self.bucket_mb = bucket_mb
         self.silent_after = silent_after
 
+    def changes(self) -> str | None:
+        exact = self.mode == "sync" or (self.mode == "stale" and self.staleness == 0)
+        return None if exact else f"workers wait less for each other (mode={self.mode})"
+
     def check(self, *, num_processes: int) -> None:
         from distrib.strategies.parameter_server.validation import check
 
