@@ -90,7 +90,7 @@ class Horovod(Strategy):
 
         self.check(num_processes=world.size)
         engine.check(world, adasum=self.op == "adasum", elastic=self.elastic)
-        options = self._options(world)
+        options = _options(self, world)
         from distrib.parallel.replica import Replica
         from distrib.strategies.horovod.elastic import Elastic, Fixed
         from distrib.strategies.horovod.exchange import Exchange
@@ -158,24 +158,25 @@ class Horovod(Strategy):
 
             engine.stop()
 
-    def _options(self, world: World) -> dict[str, str]:
-        """Horovod's settings, in the variables it reads them from when it starts."""
-        from distrib.strategies.horovod import engine
 
-        options = {
-            "HOROVOD_GLOO_TIMEOUT_SECONDS": str(max(1, int(world.collective_timeout))),
-            "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": str(max(1, int(world.collective_timeout))),
-        }
-        if self.fusion_threshold_mb is not None:
-            options[engine.FUSION] = str(int(self.fusion_threshold_mb * 2**20))
-        if self.cycle_time_ms is not None:
-            options["HOROVOD_CYCLE_TIME"] = str(self.cycle_time_ms)
-        if self.timeline:
-            if world.log is None:
-                raise ConfigError("strategy.timeline", "true", "needs a run directory to write into")
-            world.log.parent.mkdir(parents=True, exist_ok=True)
-            options["HOROVOD_TIMELINE"] = str(world.log.with_name(TIMELINE))
-        return options
+def _options(given: Horovod, world: World) -> dict[str, str]:
+    """Horovod's settings, in the variables it reads them from when it starts."""
+    from distrib.strategies.horovod import engine
+
+    options = {
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": str(max(1, int(world.collective_timeout))),
+        "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": str(max(1, int(world.collective_timeout))),
+    }
+    if given.fusion_threshold_mb is not None:
+        options[engine.FUSION] = str(int(given.fusion_threshold_mb * 2**20))
+    if given.cycle_time_ms is not None:
+        options["HOROVOD_CYCLE_TIME"] = str(given.cycle_time_ms)
+    if given.timeline:
+        if world.log is None:
+            raise ConfigError("strategy.timeline", "true", "needs a run directory to write into")
+        world.log.parent.mkdir(parents=True, exist_ok=True)
+        options["HOROVOD_TIMELINE"] = str(world.log.with_name(TIMELINE))
+    return options
 
 
 def _one_of(value: str, known: Sequence[str], *, key: str) -> None:
