@@ -82,7 +82,7 @@ class Session:
             size=self.replica_size,
             local_size=min(self.world.local_size, self.replica_size),
             store=store,
-            check_collectives=False,  # torch 2.13 crashes where DDP is given a checked group beside others
+            check_collectives=False,  # which is for groups of all ranks: theirs differ by replica
         )
 
     @property
