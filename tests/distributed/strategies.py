@@ -23,6 +23,9 @@ class Candidate:
     refused: tuple[str, ...] = ("fp16",)
     """On a CPU, by name, before anything is sent."""
 
+    is_variant: bool = False
+    """Shares its code with another one here: `make test` tries its trajectory, `make full-test` the rest."""
+
     @property
     def num_servers(self) -> int:
         """Ranks that train nothing."""
@@ -43,6 +46,7 @@ CANDIDATES = [
         name="fsdp-2d",
         target={"_target_": "distrib.strategies.fsdp.FSDP", "shard_size": 2},
         sizes=(2, 4),
+        is_variant=True,
     ),
     *[
         Candidate(
@@ -50,9 +54,12 @@ CANDIDATES = [
             target={"_target_": "distrib.strategies.deepspeed.DeepSpeed", "stage": stage},
             precisions=("fp32",),
             refused=("fp64", "fp16"),
+            is_variant=stage < 3,
         )
         for stage in (1, 2, 3)
     ],
     Candidate(name="ps", target=PARAMETER_SERVER, sizes=(2, 3, 4)),
-    Candidate(name="ps-2-servers", target={**PARAMETER_SERVER, "num_servers": 2}, sizes=(3, 4)),
+    Candidate(
+        name="ps-2-servers", target={**PARAMETER_SERVER, "num_servers": 2}, sizes=(3, 4), is_variant=True
+    ),
 ]

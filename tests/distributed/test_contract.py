@@ -65,11 +65,21 @@ def assert_same(outcomes: list[Trajectory | None], proof: Proof) -> None:
 
 
 def marks(candidate: Candidate, *, size: int, microbatch: int, precision: str) -> list[pytest.MarkDecorator]:
-    """What is left out where: a coarser precision shows rounding alone; once per size is often enough."""
+    """What is left to `make full-test`: all but each size once, each microbatch size and precision once."""
     finest = precision == candidate.precisions[0]
-    if not finest and microbatch != 4:
-        return [pytest.mark.full]
-    return [] if (size, microbatch) == (2, 4) and finest else [pytest.mark.slow]
+    if finest and (microbatch == 4 or size == candidate.sizes[-1]):
+        return [] if (size, microbatch) == (2, 4) else [pytest.mark.slow]
+    coarse_once = (size, microbatch) == (candidate.sizes[-1], 4)
+    return [pytest.mark.slow] if coarse_once else [pytest.mark.full]
+
+
+def also_full(candidate: Candidate) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.full] if candidate.is_variant else []
+
+
+def each() -> list[object]:
+    """Every strategy; those that share another's code in `make full-test` only."""
+    return [pytest.param(c, id=c.name, marks=also_full(c)) for c in CANDIDATES]
 
 
 def cases() -> list[object]:
@@ -100,7 +110,7 @@ def test_trajectory(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
+@pytest.mark.parametrize("candidate", each())
 def test_microbatch_size_changes_nothing_without_dropout(workers: Workers, candidate: Candidate) -> None:
     """Without dropout every microbatch size gives one trajectory, also one that leaves ranks idle."""
     whole = Proof(
@@ -114,7 +124,7 @@ def test_microbatch_size_changes_nothing_without_dropout(workers: Workers, candi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
+@pytest.mark.parametrize("candidate", each())
 def test_momentum_sgd(workers: Workers, candidate: Candidate) -> None:
     """The promise does not depend on the optimizer: SGD would show a gradient scaled wrongly."""
     proof = Proof(
@@ -131,9 +141,14 @@ def test_momentum_sgd(workers: Workers, candidate: Candidate) -> None:
 @pytest.mark.parametrize(
     ("candidate", "precision"),
     [
-        pytest.param(candidate, precision, id=f"{precision}-{candidate.name}")
+        pytest.param(
+            candidate,
+            precision,
+            id=f"{precision}-{candidate.name}",
+            marks=also_full(candidate) if number == 0 else [pytest.mark.full],
+        )
         for candidate in CANDIDATES
-        for precision in candidate.precisions
+        for number, precision in enumerate(candidate.precisions)
     ],
 )
 def test_resume_at_another_world_size(
@@ -152,7 +167,9 @@ def test_resume_at_another_world_size(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(CANDIDATES)), ids=lambda n: CANDIDATES[n].name)
+@pytest.mark.parametrize(
+    "number", [pytest.param(i, id=c.name, marks=also_full(c)) for i, c in enumerate(CANDIDATES)]
+)
 def test_checkpoint_moves_to_another_strategy(workers: Workers, tmp_path: Path, number: int) -> None:
     """What one strategy saves the next one in the list goes on from; test_portable.py tries every pair."""
     candidate, other = CANDIDATES[number], CANDIDATES[(number + 1) % len(CANDIDATES)]
@@ -164,7 +181,7 @@ def test_checkpoint_moves_to_another_strategy(workers: Workers, tmp_path: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
+@pytest.mark.parametrize("candidate", each())
 def test_nan_on_one_rank_skips_the_step_on_all(workers: Workers, candidate: Candidate) -> None:
     """A loss that is NaN on one rank leaves every rank's weights as they were, and training goes on."""
     size = max(candidate.sizes)
@@ -187,7 +204,11 @@ def test_nan_on_one_rank_skips_the_step_on_all(workers: Workers, candidate: Cand
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("candidate", "precision"),
-    [pytest.param(c, precision, id=f"{precision}-{c.name}") for c in CANDIDATES for precision in c.rounded],
+    [
+        pytest.param(c, precision, id=f"{precision}-{c.name}", marks=also_full(c))
+        for c in CANDIDATES
+        for precision in c.rounded
+    ],
 )
 def test_autocast_is_that_of_one_process(workers: Workers, candidate: Candidate, precision: str) -> None:
     """Each microbatch is rounded as in one process, so losses differ by less than one rounding of them."""

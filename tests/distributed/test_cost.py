@@ -69,13 +69,20 @@ def test_what_a_rank_holds_after_backward(workers: Workers, name: str, size: int
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("name", "bucket"), [("zero1", BUCKET_BYTES), ("zero2", 0), ("zero3-lean", 0)])
+@pytest.mark.parametrize(
+    ("name", "bucket"),
+    [
+        pytest.param("zero1", BUCKET_BYTES, marks=pytest.mark.full),
+        pytest.param("zero2", 0, marks=pytest.mark.full),
+        ("zero3-lean", 0),
+    ],
+)
 def test_what_deepspeed_holds_after_backward(workers: Workers, name: str, bucket: int) -> None:
-    """Its master copy in fp32 on top, and stage 1 its bucket until the update: nothing else, within 2 %."""
+    """Its master copy in fp32 on top; stage 1 has gradients in its bucket until the update; within 2 %."""
     formula = CASES[name].live_bytes(4)
     assert formula is not None
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in build_model(WIDTH).parameters())
-    expected = formula + bucket / count
+    expected = formula + (bucket / count - 4 / 4 if bucket else 0)  # in place of the rank's part of them
     for seen in workers.run(live_bytes_per_parameter, name, size=4):
         assert seen == pytest.approx(expected, rel=0.02)

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 TINY = ("experiment=tiny", "train.steps=6", "train.eval_every=6")
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.full), 3])
 def test_the_command_shows_what_ddp_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:
@@ -46,7 +46,7 @@ def test_a_contradiction_is_refused_by_the_command(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.full), 3])
 def test_a_killed_rank_ends_the_job(tmp_path: Path, stage: int) -> None:
     """When one of two ranks is killed the command fails within seconds and leaves no process."""
     settings = ("train.steps=100000", f"strategy=zero{stage}", "launcher.num_processes=2", "run_dir=run")

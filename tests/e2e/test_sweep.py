@@ -77,6 +77,7 @@ def test_torchrun_makes_one_run_directory(tmp_path: Path, words: list[str]) -> N
     assert json.loads((run_dir / "summary.json").read_text())["world_size"] == 2
 
 
+@pytest.mark.full
 def test_torchrun_makes_one_sweep_tree(tmp_path: Path, words: list[str]) -> None:
     """Every rank takes part in every trial of one sweep, also after one that failed."""
     ended = distrib(
@@ -141,6 +142,7 @@ def test_ctrl_c_ends_trials_that_run_beside_each_other(tmp_path: Path, words: li
     assert "loss" in (tmp_path / "multirun/latest/0/logs/rank-0.log").read_text()
 
 
+@pytest.mark.full
 def test_a_killed_sweep_goes_on_to_the_same_results(tmp_path: Path, words: list[str]) -> None:
     """The trial that was cut off goes on from its checkpoint; every result is that of an unbroken sweep."""
     words = [*words, "train.steps=2,200", "checkpoint.save_every=20", "checkpoint.keep_last=20"]

@@ -192,7 +192,7 @@ def test_replicas_of_several_ranks_train_apart(tmp_path: Path) -> None:
     """DiLoCo over two replicas of two ranks each learns, and keeps what its replicas agreed on."""
     inner = "strategy.inner._target_=distrib.strategies.ddp.DDP"
     options = ("strategy.replica_size=2", inner, "strategy.sync_every=2", "launcher.num_processes=4")
-    distrib("train", *TINY, "strategy=diloco", *options, "run_dir=run", cwd=tmp_path)
+    distrib("train", *TINY, "train.steps=6", "strategy=diloco", *options, "run_dir=run", cwd=tmp_path)
     assert all(math.isfinite(loss) for loss in losses(tmp_path / "run"))
     assert "strategy/exchange_wait" in steps(tmp_path / "run")[-1]
     checkpoint = max((tmp_path / "run" / "checkpoints").glob("step-*"))

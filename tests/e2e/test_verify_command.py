@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 PLUGINS = Path(__file__).parents[1] / "plugins"
 
 
+@pytest.mark.full
 def test_right_strategies_pass(tmp_path: Path) -> None:
     """DDP and FSDP on 3 processes, dropout on, uneven microbatches: exit 0, every number within its bound."""
     words = ("experiment=tiny", "strategies=ddp,fsdp", "world_sizes=3", "steps=5", "run_dir=out")
