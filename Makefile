@@ -57,6 +57,9 @@ bench: setup-all  ## Measure overhead, start-up and memory; rewrite benchmarks/R
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.traffic
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.state_memory
+	$(BIN)/python -m benchmarks.balance
 	$(BIN)/python -m benchmarks.table
 
 clean:  ## Remove the environment and what builds and tools leave behind (not runs/)
