@@ -54,7 +54,7 @@ def train_delayed(world: World, proof: Proof) -> tuple[Trajectory, list[int]]:
         return train(world, proof), ran
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.full)])
 def test_a_slow_rank_gets_fewer_and_nothing_changes(workers: Workers, size: int) -> None:
     """float64 to 1e-9 with dropout and clipping; each microbatch runs once, the slow rank's share shrinks."""
     proof = Proof(strategy=BALANCED, microbatch_size=1, steps=STEPS)

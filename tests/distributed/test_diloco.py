@@ -64,8 +64,13 @@ def assert_equal(ours: Trajectory, theirs: Trajectory, *, bound: float, first: i
 
 @pytest.mark.parametrize(
     ("size", "inner", "replica_size"),
-    [(1, SINGLE, 1), (2, SINGLE, 1), (3, SINGLE, 1), (4, DDP, 2), (4, FSDP, 2)],
-    ids=["1", "2", "3", "2-of-2-ddp", "2-of-2-fsdp"],
+    [
+        pytest.param(1, SINGLE, 1, id="1", marks=pytest.mark.full),
+        pytest.param(2, SINGLE, 1, id="2", marks=pytest.mark.full),
+        pytest.param(3, SINGLE, 1, id="3"),
+        pytest.param(4, DDP, 2, id="2-of-2-ddp"),
+        pytest.param(4, FSDP, 2, id="2-of-2-fsdp", marks=pytest.mark.full),
+    ],
 )
 @pytest.mark.parametrize("microbatch", [pytest.param(1, marks=pytest.mark.full), 4])
 def test_agreeing_after_every_step_of_sgd_is_ddp(
@@ -112,8 +117,12 @@ def by_hand(proof: Proof, *, size: int, every: int, lr: float, momentum: float) 
 
 @pytest.mark.parametrize(
     ("size", "inner", "replica_size"),
-    [(2, SINGLE, 1), (3, SINGLE, 1), (4, DDP, 2), (4, FSDP, 2)],
-    ids=["2", "3", "2-of-2-ddp", "2-of-2-fsdp"],
+    [
+        pytest.param(2, SINGLE, 1, id="2", marks=pytest.mark.full),
+        pytest.param(3, SINGLE, 1, id="3"),
+        pytest.param(4, DDP, 2, id="2-of-2-ddp", marks=pytest.mark.full),
+        pytest.param(4, FSDP, 2, id="2-of-2-fsdp"),
+    ],
 )
 def test_it_is_the_papers_algorithm(
     workers: Workers, size: int, inner: dict[str, Any], replica_size: int
@@ -132,11 +141,11 @@ STREAMING = {"sync_every": 5, "num_fragments": 3, "overlap": 2}
 @pytest.mark.parametrize(
     ("options", "split", "size"),
     [
-        ({"sync_every": 5}, 5, 2),
+        pytest.param({"sync_every": 5}, 5, 2, marks=pytest.mark.full),
         ({"sync_every": 5}, 7, 3),
-        ({"sync_every": 5, "quantize": "int8"}, 7, 2),
+        pytest.param({"sync_every": 5, "quantize": "int8"}, 7, 2, marks=pytest.mark.full),
         (STREAMING, 7, 2),
-        (STREAMING, 11, 3),
+        pytest.param(STREAMING, 11, 3, marks=pytest.mark.full),
         pytest.param({**STREAMING, "inner": FSDP, "replica_size": 2}, 7, 4, marks=pytest.mark.full),
     ],
     ids=["between-rounds", "within-a-round", "int8", "streaming-2", "streaming-3", "streaming-fsdp"],
@@ -284,6 +293,7 @@ def bytes_of_steps(world: World, name: str, options: dict[str, Any], *spans: int
     return [after - before for before, after in itertools.pairwise(read)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("size", [2, 4])
 def test_it_sends_as_much_less_as_it_says(workers: Workers, size: int) -> None:
     """With H = 50 at least 50 times less than DDP in as many steps, 150 as int8; not nothing."""

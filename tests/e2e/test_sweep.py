@@ -122,6 +122,7 @@ def test_sigterm_saves_the_trial_and_ends_the_sweep(tmp_path: Path, words: list[
     assert list((tmp_path / "multirun/latest/0/checkpoints").glob("step-*"))
 
 
+@pytest.mark.full
 def test_ctrl_c_ends_trials_that_run_beside_each_other(tmp_path: Path, words: list[str]) -> None:
     """Both jobs and all their ranks are gone, their directories are there, and the code is 130."""
     command = [sys.executable, "-m", "distrib", "train", "-m", *words, "seed=1,2,3", "train.steps=100000"]
