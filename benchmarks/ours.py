@@ -75,7 +75,8 @@ def ours(problem: Problem, folder: Path) -> dict[str, float]:
     rank = assemble(problem, folder=folder, model=model)
     try:
         rank.strategy.setup(rank.job, rank.world)
-        rank.strategy.run(partial(distrib.run.train, rank, stop_requested=distrib.run.never))
+        unwatched = {"stop_requested": distrib.run.never, "progress": lambda done: None}
+        rank.strategy.run(partial(distrib.run.train, rank, **unwatched))
         return clock.stop(model.module)
     finally:
         rank.strategy.close()
