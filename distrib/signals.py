@@ -6,7 +6,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -17,9 +18,21 @@ a job also signals the launcher, which passes it on."""
 LIFELINE = "DISTRIB_LIFELINE_FD"
 """Names the read end of a pipe whose other end only the launcher holds."""
 
+Handler = Callable[[int, FrameType | None], None]
 
 STOP = "stop-requested"
 """A file in a run's ``logs/`` with the name of the signal that its launcher got."""
+
+
+@contextmanager
+def handling(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
+    """Gives signals these handlers while in here; from the main thread only."""
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def stop_file(run_dir: Path) -> Callable[[], str | None]:

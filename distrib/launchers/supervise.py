@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -17,7 +16,7 @@ from distrib.launchers.failure import PEER_LOST, Death, first_cause
 from distrib.launchers.logs import Mirror, open_log
 from distrib.launchers.starting import Files, Running, Start
 from distrib.rank_variables import PORT_FD, REJOIN
-from distrib.signals import LIFELINE
+from distrib.signals import LIFELINE, Handler, handling
 
 POLL_SECONDS = 0.02
 CAUSE_SECONDS = 3.0
@@ -94,7 +93,7 @@ class Supervisor:
         """The exit code of the job: 0, that of the rank that failed first, or 130 after Ctrl-C."""
         self._lifeline, writing = os.pipe()
         try:
-            with self._handling_signals():
+            with handling(self._handlers()):
                 self._members = [self._start_one(command) for command in self._commands]
                 finished = self._watch()
                 if not finished:
@@ -208,20 +207,13 @@ class Supervisor:
         print(self._describe(cause), file=sys.stderr, flush=True)
         return cause.exit_code
 
-    @contextlib.contextmanager
-    def _handling_signals(self) -> Iterator[None]:
+    def _handlers(self) -> Mapping[signal.Signals, Handler]:
         """Ctrl-C ends the job; SIGTERM and SIGUSR1 are passed on: the ranks save and exit by themselves."""
-        handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], None]] = {
+        return {
             signal.SIGINT: self._interrupt,
             signal.SIGTERM: self._pass_on,
             signal.SIGUSR1: self._pass_on,
         }
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += 1

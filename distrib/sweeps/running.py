@@ -8,14 +8,15 @@ import signal
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from distrib.config import RunConfig
 from distrib.errors import DistribError
-from distrib.signals import LIFELINE
+from distrib.signals import LIFELINE, handling
 from distrib.sweeps.results import INTERRUPTED
 from distrib.sweeps.seats import Seats
 
@@ -59,9 +60,9 @@ class Runner(ABC):
     def wait(self) -> list[Ended]:
         """Those that ended, after a moment's waiting; none where it is time to look at the running ones."""
 
-    @abstractmethod
     def stop(self, number: int) -> None:
-        """Asks a trial to save and end."""
+        """Asks a trial to save and end; only where trials run beside this process, as pruning needs."""
+        raise NotImplementedError
 
     def __enter__(self) -> Runner:
         return self
@@ -97,10 +98,6 @@ class Foreground(Runner):
         """As `Runner.wait`."""
         ended, self._ended = self._ended, []
         return ended
-
-    def stop(self, number: int) -> None:
-        """Never needed: nothing runs when this could be called."""
-        raise NotImplementedError
 
     def __exit__(self, *error: object) -> None: ...
 
@@ -140,10 +137,6 @@ class Together(Runner):
             for number, code in zip(numbers, codes, strict=True)
         ]
 
-    def stop(self, number: int) -> None:
-        """Never needed: trials that may be pruned are not run so."""
-        raise NotImplementedError
-
     def __exit__(self, *error: object) -> None: ...
 
 
@@ -177,7 +170,7 @@ class Background(Runner):
         self._running: dict[int, Running] = {}
         self._interrupted = False
         self._passed_on: signal.Signals | None = None
-        self._before: Mapping[int, object] = {}
+        self._handling = ExitStack()
         self._lifeline, self._held = os.pipe()
 
     def fits(self, processes: int) -> bool:
@@ -250,13 +243,12 @@ class Background(Runner):
             signal.SIGTERM: self._pass_on,
             signal.SIGUSR1: self._pass_on,
         }
-        self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        self._handling.enter_context(handling(handlers))
         return self
 
     def __exit__(self, *error: object) -> None:
         self._end_all()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._handling.close()
         os.close(self._lifeline)
         os.close(self._held)
 

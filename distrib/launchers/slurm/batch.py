@@ -7,13 +7,11 @@ Starts the ranks as a step of their own, once or again: after a rank's death in 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -23,6 +21,7 @@ from distrib.launchers.slurm import client
 from distrib.launchers.slurm.script import ARRAY, WORK, Work
 from distrib.launchers.slurm.step import Ending, Step
 from distrib.rank_variables import RANK_VARIABLES
+from distrib.signals import handling
 
 INTERRUPTED = 130
 END_SECONDS = 60
@@ -43,7 +42,7 @@ class Allocation:
     def run(self) -> int:
         """The exit code of the job."""
         restarts = 0
-        with self._handling_signals():
+        with handling(dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGUSR1), self._ask)):
             while True:
                 before = self._newest()
                 ending = self._start(restarts)
@@ -98,16 +97,6 @@ class Allocation:
 
     def _newest(self) -> str:
         return newest_checkpoint(Path(self._work.run_dir))
-
-    @contextlib.contextmanager
-    def _handling_signals(self) -> Iterator[None]:
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        before = {number: signal.signal(number, self._ask) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         """The ranks save and end by themselves; a second Ctrl-C kills them."""

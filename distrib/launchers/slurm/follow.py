@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 from distrib.errors import LaunchError
 from distrib.launchers.slurm import client
 from distrib.launchers.slurm.client import JobState
+from distrib.signals import handling
 
 LOOK_SECONDS = 0.2
 """Between two looks at the log."""
@@ -83,7 +83,7 @@ class Follower:
 
         Raises `LaunchError` where it can never start, SLURM has forgotten it, or does not answer.
         """
-        with self._handling_signals():
+        with handling({signal.SIGINT: self._interrupt, signal.SIGTERM: self._interrupt}):
             states = self._watch()
         if self._tail:
             self._tail.finish()
@@ -144,16 +144,6 @@ class Follower:
                 f"SLURM will never start job {hopeless[0].job} as it is asked for ({hopeless[0].reason}); it "
                 "is cancelled. Ask for what the partition has: `sinfo --long` and `scontrol show partition`"
             )
-
-    @contextlib.contextmanager
-    def _handling_signals(self) -> Iterator[None]:
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._interrupt) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += 1
