@@ -127,6 +127,20 @@ def read(environ: Mapping[str, str]) -> World:
     return World()
 
 
+def in_torchruns_names(world: World) -> dict[str, str]:
+    """The opposite of `read`, for the ranks that we start: a place and where the ranks meet."""
+    return {
+        "RANK": str(world.rank),
+        "WORLD_SIZE": str(world.size),
+        "LOCAL_RANK": str(world.local_rank),
+        "LOCAL_WORLD_SIZE": str(world.local_size),
+        "GROUP_RANK": str(world.node),
+        "GROUP_WORLD_SIZE": str(world.num_nodes),
+        "MASTER_ADDR": str(world.master_address),
+        "MASTER_PORT": str(world.master_port),
+    }
+
+
 def _read(variables: Variables, environ: Mapping[str, str]) -> World:
     rank, size = _number(variables, variables.rank, environ), _number(variables, variables.size, environ)
     local_rank = _number(variables, variables.local_rank, environ)

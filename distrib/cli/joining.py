@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from distrib.config import RunConfig, digest
 from distrib.errors import ConfigError
-from distrib.rank_variables import TOKEN
+from distrib.rank_variables import TOKEN, in_torchruns_names
 from distrib.world import World
 
 if TYPE_CHECKING:
@@ -130,14 +130,7 @@ def _run_trial(config: RunConfig, run_dir: Path, *, world: World) -> int:
 def variables(world: World, *, trial: str) -> dict[str, str]:
     """``world`` in torchrun's names, at the store that is served already, under the trial's own name."""
     return {
-        "RANK": str(world.rank),
-        "WORLD_SIZE": str(world.size),
-        "LOCAL_RANK": str(world.local_rank),
-        "LOCAL_WORLD_SIZE": str(world.local_size),
-        "GROUP_RANK": str(world.node),
-        "GROUP_WORLD_SIZE": str(world.num_nodes),
-        "MASTER_ADDR": str(world.master_address),
-        "MASTER_PORT": str(world.master_port),
+        **in_torchruns_names(world),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RUN_ID": f"{world.attempt}/trial-{trial}",
         TOKEN: world.token,

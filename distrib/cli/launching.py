@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 def launch(config: RunConfig, run_dir: Path, *, server: ForkServer | None = None) -> int:
     """Runs the processes of one training run to their end; returns the exit code of the job."""
-    return _launcher(config).launch(_plan(config, run_dir), server=server)
+    launcher = _launcher(config)
+    return launcher.launch(_plan(config, run_dir, launcher), server=server)
 
 
 def launch_together(
@@ -30,11 +31,12 @@ def launch_together(
     """What runs many run directories as one job; None where their launchers differ or offer none."""
     if not configs or any(config.launcher != configs[0].launcher for config in configs):
         return None
-    launch_many = _launcher(configs[0]).launch_many
+    launcher = _launcher(configs[0])
+    launch_many = launcher.launch_many
     if launch_many is None:
         return None
     return lambda run_dirs: launch_many(
-        [_plan(load(run_dir), run_dir) for run_dir in run_dirs], at_once=at_once
+        [_plan(load(run_dir), run_dir, launcher) for run_dir in run_dirs], at_once=at_once
     )
 
 
@@ -56,7 +58,7 @@ def describe(config: RunConfig, run_dir: Path) -> Iterator[str]:
     yield to_yaml(config)
     yield from accumulation(config.train, processes=launcher.num_processes * launcher.num_nodes)
     yield ""
-    plan = _plan(config, run_dir)
+    plan = _plan(config, run_dir, launcher)
     for name, text in launcher.files(plan).items():
         yield f"{run_dir / name}:\n{text}"
     commands = launcher.plan(plan)
@@ -77,18 +79,16 @@ def accumulation(train: TrainConfig, *, processes: int) -> Iterator[str]:
     yield f"processes        {processes}, each one data shard unless the strategy groups them"
 
 
-def _plan(config: RunConfig, run_dir: Path) -> LaunchPlan:
+def _plan(config: RunConfig, run_dir: Path, launcher: Launcher) -> LaunchPlan:
     from distrib.launchers.base import LaunchPlan
 
-    plan = LaunchPlan.of_worker(run_dir)
-    return replace(plan, start_timeout=config.timeouts.start, expendable=_expendable(config))
-
-
-def _expendable(config: RunConfig) -> frozenset[int]:
     strategy: Strategy = build(config.strategy, key="strategy", plugins=config.plugins)
-    launcher = _launcher(config)
     size = launcher.num_processes * launcher.num_nodes
-    return frozenset(rank for rank in range(size) if strategy.may_lose(rank, num_processes=size))
+    return replace(
+        LaunchPlan.of_worker(run_dir),
+        start_timeout=config.timeouts.start,
+        expendable=frozenset(rank for rank in range(size) if strategy.may_lose(rank, num_processes=size)),
+    )
 
 
 def _launcher(config: RunConfig) -> Launcher:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from distrib.errors import ConfigError
 from distrib.launchers.base import LaunchPlan
 from distrib.launchers.hosts import HERE, Host, read_hosts, with_room
+from distrib.rank_variables import in_torchruns_names
+from distrib.world import World
 
 WORD = re.compile(r"[A-Za-z0-9_./+@:~-]+", re.ASCII)
 """What a remote shell reads as it stands: ssh gives it the path of the interpreter."""
@@ -93,15 +95,15 @@ class Cluster:
         self, plan: LaunchPlan, *, address: str, node: int, local_rank: int
     ) -> dict[str, str]:
         """One rank's place, in torchrun's names."""
-        return {
-            "RANK": str(node * self.num_processes + local_rank),
-            "WORLD_SIZE": str(self.num_nodes * self.num_processes),
-            "LOCAL_RANK": str(local_rank),
-            "LOCAL_WORLD_SIZE": str(self.num_processes),
-            "GROUP_RANK": str(node),
-            "GROUP_WORLD_SIZE": str(self.num_nodes),
-            **self.common_environment(plan, address=address),
-        }
+        place = World(
+            rank=node * self.num_processes + local_rank,
+            size=self.num_nodes * self.num_processes,
+            local_rank=local_rank,
+            local_size=self.num_processes,
+            node=node,
+            num_nodes=self.num_nodes,
+        )
+        return {**in_torchruns_names(place), **self.common_environment(plan, address=address)}
 
     def common_environment(self, plan: LaunchPlan, *, address: str) -> dict[str, str]:
         """What all ranks are told alike."""

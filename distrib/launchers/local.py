@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,7 +10,8 @@ from distrib.errors import ConfigError
 from distrib.launchers.base import Command, Launcher, LaunchPlan
 from distrib.launchers.cluster import check_restarts
 from distrib.launchers.network import LOOPBACK, reserved_port
-from distrib.rank_variables import TOKEN
+from distrib.rank_variables import in_torchruns_names
+from distrib.world import World
 
 if TYPE_CHECKING:
     from distrib.launchers.forkserver import ForkServer
@@ -78,10 +78,8 @@ class Local(Launcher):
         from distrib.launchers.supervise import Supervisor
 
         with reserved_port(plan.master_port) as port:
-            # Not in `plan`, which is printed.
-            env = {**plan.env, TOKEN: secrets.token_hex(16)}
             return Supervisor(
-                self.plan(replace(plan, master_port=port.getsockname()[1], env=env)),
+                self.plan(replace(plan, master_port=port.getsockname()[1])),
                 start=server.start if server else popen,
                 logs=plan.run_dir / "logs",
                 port_fd=port.fileno(),
@@ -90,16 +88,14 @@ class Local(Launcher):
             ).run()
 
     def _env(self, rank: int, plan: LaunchPlan) -> dict[str, str]:
-        size = str(self.num_processes)
-        env = {
-            "RANK": str(rank),
-            "WORLD_SIZE": size,
-            "LOCAL_RANK": str(rank),
-            "LOCAL_WORLD_SIZE": size,
-            "GROUP_RANK": "0",
-            "GROUP_WORLD_SIZE": "1",
-            "MASTER_ADDR": LOOPBACK,
-            "MASTER_PORT": str(plan.master_port),
-        }
+        size = self.num_processes
+        place = World(
+            rank=rank,
+            size=size,
+            local_rank=rank,
+            local_size=size,
+            master_address=LOOPBACK,
+            master_port=plan.master_port,
+        )
         threads = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
-        return {**env, **threads, **plan.env}
+        return {**in_torchruns_names(place), **threads, **plan.env}
