@@ -119,6 +119,10 @@ def shows_terminal() -> None:
     print(f"rank {RANK}: terminal {sys.stdout.isatty()}", file=sys.stderr)
 
 
+def shows_token() -> None:
+    print(f"token {os.environ['DISTRIB_TOKEN']}", file=sys.stderr)
+
+
 def ready() -> None:
     Path(sys.argv[2], f"ready-{RANK}").touch()
 

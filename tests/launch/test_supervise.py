@@ -171,3 +171,18 @@ def test_a_dead_rank_is_started_again_to_join_the_others(
     assert ended.code == 0
     assert ended.err.count("notice: rank 1 was killed by SIGKILL; is started again") == 2
     assert {path.name for path in tmp_path.glob("back-*")} == {"back-0", "back-1", "back-2"}
+
+
+def test_a_jobs_ranks_share_a_secret_that_no_other_job_has(tmp_path: Path, preload: str) -> None:
+    """Nobody types it and no command line holds it."""
+    tokens = []
+    for name in ("one", "other"):
+        folder = tmp_path / name
+        folder.mkdir()
+        with job(folder, "standin", "shows_token", str(folder), preload=preload) as started:
+            assert started.end().code == 0
+            shown = [re.findall(r"^token (\w+)$", started.log(rank), re.MULTILINE) for rank in range(2)]
+        assert shown[0] == shown[1]
+        tokens += shown[0]
+    assert len(set(tokens)) == 2
+    assert min(map(len, tokens)) >= 32
