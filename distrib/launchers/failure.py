@@ -51,12 +51,11 @@ class Death:
         return f"log of rank {self.rank}: {self.log}\nrank {self.rank} {self.how}:\n{self._last_words()}"
 
     def _last_words(self) -> str:
-        with self.log.open("rb") as log:
-            log.seek(self.log_start)
-            text = log.read().decode(errors="replace")
-        _, mark, words = text.rpartition(FAILED.format(rank=self.rank) + "\n")
-        words = words if mark else "\n".join(text.splitlines()[-TAIL_LINES:])
-        if self.code == -signal.SIGKILL and not mark:
+        words = last_words(self.log, start=self.log_start, rank=self.rank)
+        if words is not None:
+            return words
+        words = "\n".join(_since(self.log, self.log_start).splitlines()[-TAIL_LINES:])
+        if self.code == -signal.SIGKILL:
             words += (
                 "\nSIGKILL leaves no last words; its sender is often the kernel, short of memory (see dmesg)"
             )
@@ -96,8 +95,11 @@ def cause_in(logs: Path, *, starts: Mapping[Path, int]) -> tuple[int, str] | Non
 
 def last_words(log: Path, *, start: int, rank: int) -> str | None:
     """What a rank wrote after it said that it failed; None where it did not."""
+    _, mark, words = _since(log, start).rpartition(FAILED.format(rank=rank) + "\n")
+    return words.strip() if mark else None
+
+
+def _since(log: Path, start: int) -> str:
     with log.open("rb") as file:
         file.seek(start)
-        text = file.read().decode(errors="replace")
-    _, mark, words = text.rpartition(FAILED.format(rank=rank) + "\n")
-    return words.strip() if mark else None
+        return file.read().decode(errors="replace")
