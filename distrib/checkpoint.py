@@ -19,10 +19,12 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distrib.errors import CheckpointError
-from distrib.state import WrittenFile
+
+if TYPE_CHECKING:
+    from distrib.state import WrittenFile
 
 MANIFEST = "MANIFEST.json"
 TRAINER = "trainer.json"
@@ -81,8 +83,9 @@ def verify(folder: Path) -> None:
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """Finished checkpoint folders, newest first."""
-    return sorted((p for p in root.glob(f"{PREFIX}*") if (p / MANIFEST).exists()), reverse=True)
+    """Finished checkpoint folders, newest first. Needs no torch."""
+    named = (path for path in root.glob(f"{PREFIX}*") if path.suffix != PARTIAL)
+    return sorted((path for path in named if (path / MANIFEST).exists()), reverse=True)
 
 
 def newest_whole(root: Path, *, notice: Callable[[str], None]) -> Path | None:

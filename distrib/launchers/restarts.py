@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from distrib.checkpoint import list_checkpoints
 from distrib.errors import LaunchError
 from distrib.launchers.base import LaunchPlan
 from distrib.launchers.forwarding import identity
@@ -43,4 +44,4 @@ def with_restarts(attempt: Callable[[LaunchPlan], int], plan: LaunchPlan, *, max
 
 def has_checkpoint(run_dir: Path) -> bool:
     """Whether a checkpoint of this run was finished."""
-    return any((run_dir / "checkpoints").glob("step-*/MANIFEST.json"))
+    return bool(list_checkpoints(run_dir / "checkpoints"))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from distrib.checkpoint import list_checkpoints
 from distrib.config import RunConfig, dump
 from distrib.errors import ConfigError
 from distrib.sweeps.base import Search
@@ -190,9 +191,7 @@ class Driver:
 
 def going_on(config: RunConfig, run_dir: Path) -> RunConfig:
     """``config``, from the newest checkpoint in ``run_dir`` where there is one."""
-    if next((run_dir / "checkpoints").glob("*/MANIFEST.json"), None) is None:
-        return config
-    return replace(config, resume=str(run_dir))
+    return replace(config, resume=str(run_dir)) if list_checkpoints(run_dir / "checkpoints") else config
 
 
 def processes_of(config: RunConfig) -> int:

@@ -63,9 +63,9 @@ ARROWS: dict[str, set[str]] = {
     "models": VALUES | {"data.files"},
     "data": VALUES | {"config", "models.base", "tasks.base"},
     "tracking": VALUES,
-    "launchers": VALUES | WORLD | {"signals"},
+    "launchers": VALUES | WORLD | {"checkpoint", "signals"},
     "metrics": VALUES,
-    "checkpoint": VALUES | {"state"},
+    "checkpoint": VALUES,
     "checkpointing": VALUES | {"state", "checkpoint"},
     "trainer": VALUES | {"strategies.base", "tasks.base", "tracking.base", "checkpointing", "metrics"},
     "recipes": VALUES | {"config"},
@@ -80,7 +80,7 @@ ARROWS: dict[str, set[str]] = {
     | WORLD
     | {"config", "launchers.failure", "launchers.logs", "rendezvous", "run", "signals"},
     "inference": VALUES | {"checkpoint", "config", "data", "parallel", "recipes", "targets", "tasks.base"},
-    "sweeps": VALUES | {"config", "signals", "targets", "tracking"},
+    "sweeps": VALUES | {"checkpoint", "config", "signals", "targets", "tracking"},
     "testing": VALUES | STATE | {"strategies.base", "parallel", "world", "config", "targets"},
 }
 """What each file or folder under ``distrib`` may import at run time, besides itself.
@@ -90,6 +90,7 @@ Not here: the command line, which may import everything and is imported by nobod
 COMMAND_LINE = ("cli", "__main__")
 
 TYPES: dict[str, set[str]] = {
+    "checkpoint": {"state"},
     "checkpointing": {"config", "strategies.base", "tasks.base", "world"},
     "diagnosis": {"world"},
     "metrics": {"data.loader"},

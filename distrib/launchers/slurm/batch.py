@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from distrib.checkpoint import list_checkpoints
 from distrib.errors import ConfigError, LaunchError
 from distrib.launchers.forwarding import identity
 from distrib.launchers.slurm import client
@@ -110,8 +111,7 @@ class Allocation:
 
 def newest_checkpoint(run_dir: Path) -> str:
     """The name of a run's newest finished checkpoint, which sorts after those of earlier ones; or nothing."""
-    found = (manifest.parent.name for manifest in run_dir.glob("checkpoints/step-*/MANIFEST.json"))
-    return max((name for name in found if not name.endswith(".partial")), default="")
+    return next((folder.name for folder in list_checkpoints(run_dir / "checkpoints")), "")
 
 
 def _is_unfinished(run_dir: str) -> bool:
