@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +12,7 @@ from distrib.sweeps.axes import HEIGHT, TOP, axes, goodness, lines, width
 from distrib.sweeps.results import WELL, Record, Result, best
 from distrib.sweeps.space import Space, Value, read
 from distrib.tracking.environment import without_secrets
+from distrib.tracking.html import write_html
 from distrib.tracking.report import PAGE as RUN_PAGE
 from distrib.tracking.report import TEMPLATE as RUN_TEMPLATE
 from distrib.tracking.text import clock_text, number_text
@@ -27,24 +25,16 @@ BEST = 3
 
 def write_page(root: Path, record: Record, *, space: Space) -> Path:
     """Writes the page of a sweep that is over or under way and returns its path; every value is escaped."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    script = (TEMPLATE / "sweep.js").read_text(encoding="utf-8")
     style = (RUN_TEMPLATE / "page.css").read_text(encoding="utf-8")
-    template = environment.from_string((TEMPLATE / "sweep.html").read_text(encoding="utf-8"))
-    text = template.render(
+    style += (TEMPLATE / "sweep.css").read_text(encoding="utf-8")
+    return write_html(
+        root / PAGE,
+        "sweep.html",
+        folders=[TEMPLATE],
+        style=style,
+        script=(TEMPLATE / "sweep.js").read_text(encoding="utf-8"),
         **view(root, record, space=space),
-        style=style + (TEMPLATE / "sweep.css").read_text(encoding="utf-8"),
-        script=script,
-        script_digest=_digest(script),
     )
-    partial = root / (PAGE + ".partial")
-    partial.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(partial, root / PAGE)
-    return root / PAGE
 
 
 def view(root: Path, record: Record, *, space: Space) -> dict[str, Any]:
@@ -122,8 +112,3 @@ def _text(value: Value) -> str:
 def _command(words: Sequence[str], *, multirun: bool = False) -> str:
     flag = ["-m"] if multirun else []
     return str(without_secrets(shlex.join(["distrib", "train", *flag, *words])))
-
-
-def _digest(script: str) -> str:
-    """Names the one script the page may run, so that no text in the data can become another."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

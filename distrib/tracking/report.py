@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +12,7 @@ from distrib.errors import DataError
 from distrib.tracking.curves import curves
 from distrib.tracking.environment import COMMAND, without_secrets
 from distrib.tracking.files import EVALUATION, METRICS, RUN, SUMMARY, read_json, read_metrics
+from distrib.tracking.html import write_html
 from distrib.tracking.text import bytes_text, clock_text, number_text, short_text
 
 PAGE = "report.html"
@@ -30,18 +28,10 @@ def write_report(run_dir: Path) -> Path:
 
     Raises `DataError` where ``run_dir`` is no run directory or one of its files is damaged.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     style, script = (_source(name) for name in ("page.css", "page.js"))
-    template = environment.from_string(_source("page.html"))
-    page = template.render(**view(run_dir), style=style, script=script, script_digest=_digest(script))
-    partial = run_dir / (PAGE + ".partial")
-    partial.write_text(page, encoding="utf-8", errors="replace")
-    os.replace(partial, run_dir / PAGE)
-    return run_dir / PAGE
+    return write_html(
+        run_dir / PAGE, "page.html", folders=[TEMPLATE], style=style, script=script, **view(run_dir)
+    )
 
 
 def view(run_dir: Path) -> dict[str, Any]:
@@ -177,8 +167,3 @@ def _cell(name: str, value: Any) -> str:
 
 def _source(name: str) -> str:
     return (TEMPLATE / name).read_text(encoding="utf-8")
-
-
-def _digest(script: str) -> str:
-    """Names the one script the page may run, so that no text in the data can become another."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
