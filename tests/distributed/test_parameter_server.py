@@ -15,7 +15,7 @@ from distrib.errors import ConfigError, LaunchError
 from distrib.strategies.parameter_server import ParameterServer
 from distrib.strategies.parameter_server.layout import in_forward_order, make_layout
 from distrib.strategies.parameter_server.rules import Bounded, Push, Seat
-from distrib.testing.proof import Proof, Trajectory, job_for, largest_difference, train
+from distrib.testing.proof import Proof, Trajectory, global_batch, job_for, largest_difference, train
 from distrib.testing.workers import Workers
 from distrib.world import World
 
@@ -227,3 +227,34 @@ def test_a_session_shows_the_jobs_token(workers: Workers) -> None:
     answers = workers.run(stranger, size=2)
     assert "who says to be server rank 1 does not know this job's token" in answers[0]
     assert "who says to be worker rank 0 does not know this job's token" in answers[1]
+
+
+def measured(world: World) -> dict[str, float] | None:
+    """Three steps; the last worker asks first, and the first one when it has."""
+    strategy = ParameterServer(bucket_mb=0.01)
+    proof = Proof(strategy={}, steps=3)
+
+    def body() -> dict[str, float]:
+        for step in range(proof.steps):
+            strategy.train_step(list(strategy.shard.take(global_batch(proof, step))), step)
+        if world.rank == 0:
+            strategy.reduce({"the other has asked": torch.ones(())})
+            return dict(strategy.measures())
+        numbers = dict(strategy.measures())
+        strategy.reduce({"the other has asked": torch.ones(())})
+        return numbers
+
+    try:
+        strategy.setup(job_for(proof), world)
+        return strategy.run(body)
+    finally:
+        strategy.close()
+
+
+@pytest.mark.slow
+def test_a_servers_numbers_are_the_first_workers_to_take(workers: Workers) -> None:
+    """They begin anew when they are taken, so that the others, whose numbers nobody logs, leave them be."""
+    first, other, server = workers.run(measured, size=3)
+    assert first["server_load"] > 0
+    assert other == {}
+    assert server is None

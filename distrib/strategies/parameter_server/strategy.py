@@ -147,7 +147,8 @@ class ParameterServer(Strategy):
         return self._working.join() if self._world.rejoin else None
 
     def measures(self) -> Mapping[str, float]:
-        return self._working.measures()
+        # Taking a server's numbers begins them anew, and rank 0's alone are logged.
+        return self._working.measures() if self._world.rank == 0 else {}
 
     def run(self, body: Callable[[], T]) -> T | None:
         if self._server is not None:
