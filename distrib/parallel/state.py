@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -51,12 +51,17 @@ def load_replica(reader: StateReader, module: nn.Module, optimizer: Optimizer) -
 
     Raises `CheckpointError` when the checkpoint is of another model.
     """
+    load_weights(reader, module)
+    load_optimizer(reader, module, optimizer)
+
+
+def load_weights(reader: StateReader, module: nn.Module) -> None:
+    """The weights alone. Raises `CheckpointError` when the checkpoint is of another model."""
     weights = named_weights(module)
     reader.check_model({name: tensor.shape for name, tensor in weights.items()})
     with torch.no_grad():
         for name, tensor in weights.items():
             tensor.copy_(reader.read("model", name))
-    load_optimizer(reader, module, optimizer)
 
 
 def load_optimizer(reader: StateReader, module: nn.Module, optimizer: Optimizer) -> None:
@@ -72,7 +77,16 @@ def fill_optimizer(slots: Mapping[str, Tensor], module: nn.Module, optimizer: Op
     for full_name, tensor in slots.items():
         name, slot = full_name.rsplit("/", 1)
         by_name.setdefault(name, {})[slot] = tensor
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    fill_slots(by_name, module.named_parameters(), optimizer)
+
+
+def fill_slots(
+    by_name: Mapping[str, Mapping[str, Tensor]],
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    optimizer: Optimizer,
+) -> None:
+    """Makes these the slots of the optimizer over ``parameters``, in place of what it had."""
+    names = {id(parameter): name for name, parameter in parameters}
     ordered = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
     state = optimizer.state_dict()
     state["state"] = {number: by_name[name] for number, name in enumerate(ordered) if name in by_name}

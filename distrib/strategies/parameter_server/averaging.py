@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from distrib.core import Batch, StepResult
-from distrib.parallel.state import entry, load_optimizer, named_weights, optimizer_slots
+from distrib.parallel.state import entry, load_replica, named_weights, optimizer_slots
 from distrib.state import Entry, StateReader, StateWriter
-from distrib.strategies.parameter_server import state
 from distrib.strategies.parameter_server.session import Op
 from distrib.strategies.parameter_server.worker import Worker, targets_of
 
@@ -123,8 +122,7 @@ class Averaging(Worker):
     def load(self, reader: StateReader, *, leads: bool) -> None:
         """Every worker takes the weights and the optimizer's state; the servers the weights."""
         self._own, self._targets, self._agreed = None, 0, True
-        state.load_weights(self, reader)
-        load_optimizer(reader, self.replica.module, self.replica.optimizer)
+        load_replica(reader, self.replica.module, self.replica.optimizer)
         if leads:
             self.place()
         self.meet({"loaded": torch.ones(())})

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distrib.core import Job
 from distrib.parallel.norm import total_norm
+from distrib.parallel.state import fill_slots
 from distrib.parallel.update import clip_and_update
 from distrib.strategies.parameter_server.layout import Layout
 
@@ -81,9 +82,5 @@ class Part:
 
     def finish_loading(self) -> None:
         """Gives the optimizer what `put_slot` kept, in place of what it had."""
-        names = {id(parameter): name for name, parameter in self.parameters.items()}
-        ordered = [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
-        state = self.optimizer.state_dict()
-        state["state"] = {n: self._loaded[name] for n, name in enumerate(ordered) if name in self._loaded}
-        self.optimizer.load_state_dict(state)
+        fill_slots(self._loaded, self.parameters.items(), self.optimizer)
         self._loaded = {}

@@ -16,7 +16,7 @@ from distrib.strategies.parameter_server.doors import Doors
 from distrib.strategies.parameter_server.hall import EndedError, Hall
 from distrib.strategies.parameter_server.part import Part
 from distrib.strategies.parameter_server.rules import Push
-from distrib.strategies.parameter_server.session import PULL, PUSH, Message, Op, Session, as_bytes
+from distrib.strategies.parameter_server.session import PULL, PUSH, Message, Op, Pending, Session, as_bytes
 from distrib.strategies.parameter_server.updates import Update
 
 LOOK_SECONDS = 0.1
@@ -211,22 +211,17 @@ class Desk:
             self._session.tell(Op.FACTS, text=self._server.facts.taken())
 
     def _receive_buckets(self, vector: Tensor) -> None:
-        buckets = enumerate(self._part.layout.buckets)
-        places = [(number, bucket.places[self._part.server]) for number, bucket in buckets]
-        works = [
-            self._session.start_receive(vector[place], PUSH + 2 * number)
-            for number, place in places
-            if place.start < place.stop
-        ]
-        for work in works:
-            work.wait()
+        self._move_buckets(vector, self._session.start_receive, PUSH)
 
     def _send_buckets(self, vector: Tensor) -> None:
-        buckets = enumerate(self._part.layout.buckets)
-        places = [(number, bucket.places[self._part.server]) for number, bucket in buckets]
+        self._move_buckets(vector, self._session.start_send, PULL)
+
+    def _move_buckets(self, vector: Tensor, start: Callable[[Tensor, int], Pending], tag: int) -> None:
+        """This server's run of every bucket at once; returns when all are through."""
+        places = [bucket.places[self._part.server] for bucket in self._part.layout.buckets]
         works = [
-            self._session.start_send(vector[place], PULL + 2 * number)
-            for number, place in places
+            start(vector[place], tag + 2 * number)
+            for number, place in enumerate(places)
             if place.start < place.stop
         ]
         for work in works:

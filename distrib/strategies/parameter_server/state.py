@@ -52,18 +52,6 @@ def _gather(worker: Worker, name: str, slot: str, *, shape: tuple[int, ...], dty
     return whole
 
 
-def load_weights(worker: Worker, reader: StateReader) -> None:
-    """Copies a checkpoint's weights into the model.
-
-    Raises `CheckpointError` when the checkpoint is of another model.
-    """
-    weights = named_weights(worker.replica.module)
-    reader.check_model({name: tensor.shape for name, tensor in weights.items()})
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            tensor.copy_(reader.read("model", name))
-
-
 def load_optimizer(worker: Worker, reader: StateReader) -> None:
     """Sends a checkpoint's optimizer state to the servers."""
     for full_name in sorted(reader.names("optimizer")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 
 import torch
@@ -14,15 +15,16 @@ from distrib.strategies.parameter_server.part import Part
 from distrib.strategies.parameter_server.rules import Push
 
 
-class Update:
+class Update(ABC):
     """Makes one update of a part and notes it in the hall."""
 
     def __init__(self, part: Part, hall: Hall) -> None:
         self._part, self._hall = part, hall
         self.facts = Facts()
 
+    @abstractmethod
     def __call__(self, pushes: list[Push]) -> None:
-        raise NotImplementedError
+        """By pushes that are due."""
 
     def _count(self, pushes: list[Push], *, version: int) -> None:
         for push in pushes:

@@ -15,6 +15,7 @@ from distrib.parallel.accumulate import accumulate
 from distrib.parallel.norm import total_norm
 from distrib.parallel.reduce import flatten, unflatten
 from distrib.parallel.replica import Replica
+from distrib.parallel.state import load_weights
 from distrib.state import StateReader, StateWriter
 from distrib.strategies.parameter_server import state
 from distrib.strategies.parameter_server.layout import Layout
@@ -226,7 +227,7 @@ class Worker:
     def load(self, reader: StateReader, *, leads: bool) -> None:
         """Takes a checkpoint, which the rank that ``leads`` gives to the servers too."""
         self.settle()
-        state.load_weights(self, reader)
+        load_weights(reader, self.replica.module)
         if leads:
             state.load_optimizer(self, reader)
             self.place()
