@@ -38,14 +38,20 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def lasting_processes() -> set[int]:
+    """Numbers of processes that outlast a test on purpose, with what runs below them; who adds one ends it."""
+    return set()
+
+
 @pytest.fixture(autouse=True)
-def nothing_left_behind(own_cache: None) -> Iterator[None]:
+def nothing_left_behind(own_cache: None, lasting_processes: set[int]) -> Iterator[None]:
     """Fails the test that leaves a process, thread, variable, directory change or process group behind."""
     processes, threads, variables, folder = children(), lasting_threads(), environment(), Path.cwd()
     yield
     leaks = [
         *close_process_group(),
-        *(end(process) for process in settled(lambda: children() - processes)),
+        *(end(process) for process in settled(lambda: outside(lasting_processes, children() - processes))),
         *(f"thread {thread.name}" for thread in settled(lambda: lasting_threads() - threads)),
         *(f"variable {name}" for name in restore(variables)),
     ]
@@ -68,6 +74,11 @@ def children() -> set[psutil.Process]:
     """Processes below this one that are still at work."""
     found = psutil.Process().children(recursive=True)
     return {child for child in found if is_at_work(child)}
+
+
+def outside(lasting: set[int], processes: set[psutil.Process]) -> set[psutil.Process]:
+    """Those that are not below any of ``lasting``."""
+    return {p for p in processes if lasting.isdisjoint([p.pid, *(above.pid for above in p.parents())])}
 
 
 def is_at_work(process: psutil.Process) -> bool:
