@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -40,7 +41,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def lasting_processes() -> set[int]:
-    """Numbers of processes that outlast a test on purpose, with what runs below them; who adds one ends it."""
+    """Numbers of processes that outlast a test on purpose, and what runs below them; who adds one ends it."""
     return set()
 
 
@@ -77,8 +78,13 @@ def children() -> set[psutil.Process]:
 
 
 def outside(lasting: set[int], processes: set[psutil.Process]) -> set[psutil.Process]:
-    """Those that are not below any of ``lasting``."""
-    return {p for p in processes if lasting.isdisjoint([p.pid, *(above.pid for above in p.parents())])}
+    """Those that are not below any of ``lasting``, and still there."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if lasting.isdisjoint([process.pid, *(above.pid for above in process.parents())]):
+                found.add(process)
+    return found
 
 
 def is_at_work(process: psutil.Process) -> bool:
