@@ -93,7 +93,7 @@ def agree(world: World, key: str, value: str | None = None, *, timeout: float = 
         name = f"agreed/{key}/{world.store.add(f'asked/{key}/{world.rank}', 1)}"
         if world.rank == 0:
             _tell(world.store, world, name, str(value))
-        elif _wait(world.store, [name], time.monotonic() + timeout):
+        elif wait_for(world.store, [name], time.monotonic() + timeout):
             raise LaunchError(f"rank {world.rank} waited {timeout:g} s for rank 0 to say {key}")
         return _told(world.store, world, name)
 
@@ -138,13 +138,7 @@ def process_group(world: World, *, backend: str | None = None) -> None:
 
     if world.store is None and world.size > 1:
         raise LaunchError(f"rank {world.rank} of {world.size} has not met the others (rendezvous.meet)")
-    if world.store is None:
-        store: Store = dist.HashStore()  # type: ignore[attr-defined]
-    else:
-        _stay_on_this_machine(world)
-        # A number of its own, because addresses of a closed group must not be read by the next.
-        turn = world.store.add(f"groups/{world.rank}", 1)
-        store = dist.PrefixStore(f"group/{turn}", world.store)  # type: ignore[attr-defined]
+    store = _store_of_a_group(world, "group")
     with _translated(world):
         dist.init_process_group(
             backend or ("cpu:gloo,cuda:nccl" if world.device.startswith("cuda") else "gloo"),
@@ -191,17 +185,24 @@ def side_group(world: World, name: str, *, rank: int, size: int) -> ProcessGroup
     """
     import torch.distributed as dist
 
-    store: Store
-    if world.store is None:
-        store = dist.HashStore()  # type: ignore[attr-defined]
-    else:
-        _stay_on_this_machine(world)
-        turn = world.store.add(f"groups/{world.rank}", 1)
-        store = dist.PrefixStore(f"side/{name}/{turn}", world.store)  # type: ignore[attr-defined]
+    store = _store_of_a_group(world, f"side/{name}")
     with _translated(world):
         timeout = timedelta(seconds=world.collective_timeout)
         group = dist.ProcessGroupGloo(store, rank, size, timeout)
     return cast("ProcessGroup", group)  # torch's stubs do not say that it has its methods
+
+
+def _store_of_a_group(world: World, name: str) -> Store:
+    """Where a group's ranks find each other: a place of its own each time, which all of them ask for in turn.
+
+    Addresses of a closed group must not be read by the next.
+    """
+    from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
+
+    if world.store is None:
+        return HashStore()
+    _stay_on_this_machine(world)
+    return PrefixStore(f"{name}/{world.store.add(f'groups/{world.rank}', 1)}", world.store)
 
 
 def lost_peer(error: BaseException) -> bool:
@@ -230,7 +231,7 @@ def _told(store: Store, world: World, name: str) -> str:
 
 def _judge(store: Store, world: World, *, deadline: float, timeout: float) -> DistribError | None:
     """Rank 0: waits for everyone and compares what they were started with."""
-    if _wait(store, _cards(world), deadline):
+    if wait_for(store, _cards(world), deadline):
         return _missing(store, world, timeout)
     cards = {rank: json.loads(_told(store, world, card)) for rank, card in enumerate(_cards(world))}
     others = [rank for rank, card in cards.items() if card["digest"] != cards[0]["digest"]]
@@ -262,11 +263,11 @@ def _announce(store: Store, world: World, refusal: DistribError | None) -> None:
     present = _present(store, world)
     _tell(store, world, "verdict", json.dumps(_to_json(refusal)))
     if refusal is not None:
-        _wait(store, [f"heard/{rank}" for rank in present if rank], time.monotonic() + ANSWER_SECONDS)
+        wait_for(store, [f"heard/{rank}" for rank in present if rank], time.monotonic() + ANSWER_SECONDS)
 
 
 def _hear(store: Store, world: World, *, deadline: float, timeout: float) -> DistribError | None:
-    if _wait(store, ["verdict"], deadline):
+    if wait_for(store, ["verdict"], deadline):
         return _missing(store, world, timeout)
     refusal = _from_json(json.loads(_told(store, world, "verdict")))
     if refusal is not None:
@@ -306,8 +307,8 @@ def _present(store: Store, world: World) -> list[int]:
     return [rank for rank, card in enumerate(_cards(world)) if store.check([card])]
 
 
-def _wait(store: Store, keys: Sequence[str], deadline: float) -> list[str]:
-    """The keys that are not there by ``deadline``.
+def wait_for(store: Store, keys: Sequence[str], deadline: float) -> list[str]:
+    """The keys that are not there by ``deadline``, a time of `time.monotonic`.
 
     Asks again and again instead of `Store.wait`, which writes C++ stack traces at its time limit.
     """

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distrib.launchers.network import interfaces
 from distrib.tracking.environment import hardware, versions
 
 GIB = 2**30
@@ -98,19 +99,7 @@ def cgroup_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/s
 
 def interface_of(address: str) -> str | None:
     """The network interface that has an IPv4 ``address``; None where the system does not say."""
-    import fcntl
-    import struct
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            try:
-                found = fcntl.ioctl(probe.fileno(), 0x8915, request)[20:24]  # SIOCGIFADDR
-            except OSError:
-                continue
-            if socket.inet_ntoa(found) == address:
-                return name
-    return None
+    return next((each.name for each in interfaces() if each.address == address), None)
 
 
 def _address_towards(host: str, port: int) -> str:

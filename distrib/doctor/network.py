@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from distrib.errors import LaunchError
+from distrib.rendezvous import wait_for
 
 if TYPE_CHECKING:
     from distrib.world import World
@@ -46,16 +47,10 @@ def exchange(world: World, name: str, value: Any, *, timeout: float = 60.0) -> l
     if world.store is None:
         return [value]
     world.store.set(f"doctor/{name}/{world.rank}", json.dumps(value))
-    deadline = time.monotonic() + timeout
-    values = []
-    for rank in range(world.size):
-        key = f"doctor/{name}/{rank}"
-        while not world.store.check([key]):
-            if time.monotonic() > deadline:
-                raise LaunchError(f"rank {rank} did not report its {name} within {timeout:g} s")
-            time.sleep(0.02)
-        values.append(json.loads(world.store.get(key)))
-    return values
+    keys = [f"doctor/{name}/{rank}" for rank in range(world.size)]
+    if missing := wait_for(world.store, keys, time.monotonic() + timeout):
+        raise LaunchError(f"rank {keys.index(missing[0])} did not report its {name} within {timeout:g} s")
+    return [json.loads(world.store.get(key)) for key in keys]
 
 
 def leave(world: World, *, timeout: float = 60.0) -> None:
@@ -63,10 +58,9 @@ def leave(world: World, *, timeout: float = 60.0) -> None:
     if world.store is None:
         return
     world.store.set(f"doctor/left/{world.rank}", "")
-    keys = [f"doctor/left/{rank}" for rank in range(world.size)]
-    deadline = time.monotonic() + timeout
-    while world.rank == 0 and not world.store.check(keys) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    if world.rank == 0:
+        everyone = [f"doctor/left/{rank}" for rank in range(world.size)]
+        wait_for(world.store, everyone, time.monotonic() + timeout)
 
 
 @contextmanager

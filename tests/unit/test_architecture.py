@@ -50,7 +50,9 @@ ARROWS: dict[str, set[str]] = {
     "sealed": VALUES,
     "rendezvous": VALUES | {"store", "sealed", "diagnosis.checked", "diagnosis.collectives"},
     "diagnosis": VALUES | {"launchers.failure", "rendezvous"},
-    "doctor": VALUES | WORLD | {"launchers.failure", "rendezvous", "signals", "tracking.environment"},
+    "doctor": VALUES
+    | WORLD
+    | {"launchers.failure", "launchers.network", "rendezvous", "signals", "tracking.environment"},
     "tensor_file": VALUES,
     "state": VALUES | STATE,
     "targets": VALUES,
