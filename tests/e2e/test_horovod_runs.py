@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from runs import LIMIT_SECONDS, command, distrib, environment, losses, start, steps, summary, wait_until
+from runs import distrib, losses, start, steps, summary, wait_until
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
@@ -29,18 +28,8 @@ def horovodrun() -> str:
 def test_horovodrun_gives_the_one_process_run(tmp_path: Path) -> None:
     """Started by horovodrun on 2 processes: one run directory and one process's losses."""
     distrib("train", *TINY, "strategy=single", "run_dir=single", cwd=tmp_path)
-    done = subprocess.run(
-        command(
-            "train", *TINY, "strategy=horovod", prefix=[horovodrun(), "--gloo", "-np", "2", sys.executable]
-        ),
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    prefix = [horovodrun(), "--gloo", "-np", "2", sys.executable]
+    distrib("train", *TINY, "strategy=horovod", cwd=tmp_path, prefix=prefix)
     (run,) = (path for path in (tmp_path / "runs" / "tiny").iterdir() if path.is_dir())
     assert losses(run) == pytest.approx(losses(tmp_path / "single"), abs=1e-5, rel=0)
     told = summary(run)

@@ -26,21 +26,14 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
 
 
 @needs_mpi
-def test_mpirun_gives_the_one_process_run(tmp_path: Path, one_process: list[float]) -> None:
+def test_mpirun_gives_the_one_process_run(
+    tmp_path: Path, one_process: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Started by mpirun on 2 processes: one run directory, one configuration, one process's losses."""
-    as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "1")
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
     prefix = ["mpirun", "-np", "2", "--oversubscribe", "--bind-to", "none", sys.executable]
-    done = subprocess.run(
-        command("train", *TINY, "strategy=ddp", prefix=prefix),
-        cwd=tmp_path,
-        env={**environment(), **as_root},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    distrib("train", *TINY, "strategy=ddp", cwd=tmp_path, prefix=prefix)
     (run,) = (path for path in (tmp_path / "runs" / "tiny").iterdir() if path.is_dir())
     assert losses(run) == pytest.approx(one_process, abs=1e-5, rel=0)
 
