@@ -30,6 +30,9 @@ def one_step(folder: Path) -> None:
     from torch.nn.parallel import DistributedDataParallel
     from transformers import BertConfig, BertForSequenceClassification
 
+    for name in ("RANK", "SIZE"):  # mpirun's ranks
+        if (value := os.environ.get(f"OMPI_COMM_WORLD_{name}")) is not None:
+            os.environ["WORLD_SIZE" if name == "SIZE" else name] = value
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = BertConfig(
