@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from distrib.launchers.base import Command, Launcher, LaunchPlan
 from distrib.launchers.cluster import Cluster, address_of, check_restarts, without_users
+from distrib.launchers.job_processes import JOB
 
 if TYPE_CHECKING:
     from distrib.launchers.forkserver import ForkServer
@@ -84,6 +85,9 @@ def commands(cluster: Cluster, plan: LaunchPlan, link: Link | None) -> list[Comm
         "--bind-to": "none",
     }
     mca = {"plm_rsh_agent": " ".join(cluster.ssh()), "btl": "tcp,self,vader"}
+    if JOB in plan.env:
+        # mpirun's daemon on a host that is cut off waits for ever: so marked, the agent there ends it.
+        mca["orte_launch_agent"] = f"env {JOB}={plan.env[JOB]} orted"
     if link is not None:
         mca |= {"btl_tcp_if_include": link.network, "oob_tcp_if_include": link.network}
     words = [str(word) for option in options.items() for word in option]

@@ -146,3 +146,11 @@ def test_every_start_is_a_job_of_its_own() -> None:
     one, two = (identity(attempt=attempt, resume=None) for attempt in (0, 1))
     assert all(one[name] != two[name] for name in one)
     assert "DISTRIB_RESUME" not in one
+
+
+def test_mpiruns_own_daemons_carry_the_jobs_name(hosts: str) -> None:
+    """By which the agent on a host that was cut off finds and ends what mpirun started there."""
+    named = LaunchPlan(run_dir=Path("r"), argv=("w",), env={"DISTRIB_JOB": "ab12"})
+    (command,) = Mpirun(hosts=hosts).plan(named)
+    place = command.argv.index("orte_launch_agent")
+    assert command.argv[place - 1 : place + 2] == ("--mca", "orte_launch_agent", "env DISTRIB_JOB=ab12 orted")
