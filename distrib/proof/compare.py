@@ -162,22 +162,16 @@ def read_sample(run_dir: Path) -> Sample:
     ranks = [json.loads(path.read_text()) for path in sorted(run_dir.glob("measured-*.json"))]
     ranks = [rank for rank in ranks if rank["walls"]]  # a rank that only serves takes no steps
     losses = Trajectory.read(run_dir).losses
-    sent = [_per_step(rank["sent"]) for rank in ranks]
+    sent = [count for rank in ranks for count in rank["sent"]]
     return Sample(
         seconds=[max(walls) for walls in zip(*(rank["walls"] for rank in ranks), strict=True)],
         waiting=statistics.mean(max(0.0, 1 - sum(rank["busy"]) / sum(rank["walls"])) for rank in ranks),
-        sent=statistics.mean(sent) if None not in sent else None,  # type: ignore[type-var]
+        sent=None if None in sent else statistics.mean(sent),
         memory=max((rank["memory"] for rank in ranks), key=lambda parts: sum(parts.values())),
         peak=int(read_json(run_dir / SUMMARY)["peak_memory"]),
         loss=losses[-1],
         loss_curve=losses,
     )
-
-
-def _per_step(readings: Sequence[int | None]) -> float | None:
-    """From the counter's readings after each step."""
-    first, last = readings[0], readings[-1]
-    return None if first is None or last is None else (last - first) / (len(readings) - 1)
 
 
 def advice(entries: Sequence[Entry]) -> str:

@@ -15,6 +15,7 @@ from distrib.world import World
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from distrib.proof.sockets import SentBytes
     from distrib.state import StateReader, StateWriter
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class Measured(Strategy):
         self._steps = 0
         self._walls: list[float] = []
         self._busy: list[float] = []
+        self._counter: SentBytes | None = None
         self._sent: list[int | None] = []
         self._memory: dict[str, int] = {}
 
@@ -67,24 +69,23 @@ class Measured(Strategy):
 
     def _step_watched(self, microbatches: Sequence[Batch], step: int) -> StepResult:
         from distrib.proof.memory import MemoryWatch
-        from distrib.proof.sockets import bytes_sent
+        from distrib.proof.sockets import SentBytes
 
         watch = MemoryWatch()
         with watch.watching():
             result = self.inner.train_step(microbatches, step)
         self._memory = watch.parts
-        self._sent.append(bytes_sent())
+        self._counter = SentBytes()
         return result
 
     def _step_timed(self, microbatches: Sequence[Batch], step: int) -> StepResult:
         from distrib.proof.clocks import active_seconds
-        from distrib.proof.sockets import bytes_sent
 
         wall, busy = time.perf_counter(), active_seconds()
         result = self.inner.train_step(microbatches, step)
         self._walls.append(time.perf_counter() - wall)
         self._busy.append(active_seconds() - busy)
-        self._sent.append(bytes_sent())
+        self._sent.append(self._counter.since_last() if self._counter else None)
         return result
 
     def eval_step(self, batch: Batch) -> Mapping[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from benchmarks.engines import train as run_steps
 from distrib.core import IGNORED
 from distrib.parallel.accumulate import accumulate
 from distrib.parallel.quantize import BLOCK, LEVELS, Quantize
-from distrib.proof.sockets import bytes_sent
+from distrib.proof.sockets import SentBytes
 from distrib.state import StateReader
 from distrib.targets import build
 from distrib.testing.proof import (
@@ -281,16 +280,17 @@ def bytes_of_steps(world: World, name: str, options: dict[str, Any], *spans: int
     """What this rank's sockets send in so many steps, for each span in turn; the first begins training."""
     recipes = job(size=world.size, precision="fp32", width=128)
     read: list[int] = []
+    counter = SentBytes()
     with strategy_of(Case(strategy=name, options=options), world, job=recipes) as strategy:
         first = 0
         for steps in (0, *spans):
             run_steps(strategy, first=first, steps=steps)
             first += steps
             strategy.reduce({"quiet": torch.ones(())})
-            sent = bytes_sent()
+            sent = counter.since_last()
             assert sent is not None
             read.append(sent)
-    return [after - before for before, after in itertools.pairwise(read)]
+    return read[1:]
 
 
 @pytest.mark.full

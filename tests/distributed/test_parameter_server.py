@@ -174,27 +174,27 @@ STEPS = 5
 def bytes_sent(world: World, num_servers: int) -> tuple[str, float]:
     """Of a worker in a step, or of a server in all of them, by the kernel's count."""
     from benchmarks.engines import batch, job
-    from distrib.proof.sockets import bytes_sent as counted
+    from distrib.proof.sockets import SentBytes
     from distrib.strategies.parameter_server import hall
 
     strategy = ParameterServer(num_servers=num_servers)
     strategy.setup(job(size=world.size, precision="fp32", width=128), world)
-    before, at_end = counted() or 0, list[int]()
+    counter, at_end = SentBytes(), list[int]()
 
     def steps() -> float:
         count = world.size - num_servers
         for step in range(STEPS):
             strategy.train_step([batch(index=world.rank, size=count)], step)
-        sent = (counted() or 0) - before
+        sent = counter.since_last() or 0
         strategy.reduce({"all": torch.ones(())})  # weights have come everywhere before anybody leaves
         return sent / STEPS
 
     leave = hall.Hall.leave
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hall.Hall, "leave", lambda *a: (at_end.append(counted() or 0), leave(*a))[1])
+        patch.setattr(hall.Hall, "leave", lambda *a: (at_end.append(counter.since_last() or 0), leave(*a))[1])
         per_step = strategy.run(steps)
     strategy.close()
-    return ("server", (at_end[0] - before) / STEPS) if per_step is None else ("worker", per_step)
+    return ("server", at_end[0] / STEPS) if per_step is None else ("worker", per_step)
 
 
 @pytest.mark.slow

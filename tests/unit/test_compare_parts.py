@@ -31,7 +31,7 @@ from distrib.proof.jobs import Cell
 from distrib.proof.measured import WARM_UP, Measured
 from distrib.proof.memory import MemoryWatch, SavedTensors
 from distrib.proof.memory_parts import PARTS
-from distrib.proof.sockets import bytes_sent
+from distrib.proof.sockets import SentBytes
 from distrib.targets import build
 from distrib.testing.fake import Fake
 from distrib.world import World
@@ -45,8 +45,7 @@ def test_bytes_sent_are_those_of_this_process() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as ours:
         ours.connect(server.getsockname())
         theirs, _ = server.accept()
-        before = bytes_sent()
-        assert before is not None
+        counter = SentBytes()
         with theirs:
             for _ in range(16):
                 ours.sendall(b"x" * 65536)
@@ -54,8 +53,20 @@ def test_bytes_sent_are_those_of_this_process() -> None:
             a, b = socket.socketpair()
             with a, b:
                 a.sendall(b"y" * 1000)
-                after = bytes_sent()
-        assert after == before + 2**20
+                assert counter.since_last() == 2**20
+        assert counter.since_last() == 0
+
+
+@linux
+def test_a_socket_that_closes_takes_nothing_off_the_count() -> None:
+    """Another job's connections, closed by the collector in the middle of a measurement."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with socket.create_connection(server.getsockname()) as early:
+            early.sendall(b"x" * 1000)
+            counter = SentBytes()
+        with socket.create_connection(server.getsockname()) as late:
+            late.sendall(b"x" * 10)
+            assert counter.since_last() == 10
 
 
 @linux
@@ -63,10 +74,10 @@ def test_counting_leaves_no_descriptor_open() -> None:
     """It is asked after every step."""
     import os
 
-    bytes_sent()
+    counter = SentBytes()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        bytes_sent()
+        counter.since_last()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
