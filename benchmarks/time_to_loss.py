@@ -49,7 +49,7 @@ TASK = (
 )
 TIME_LIMIT = 3600.0
 STEPS_BEFORE = 2
-"""`Measured` counts bytes from the third step on; the first count is after it."""
+"""`Measured` counts the bytes of each step from the third on."""
 
 
 def main() -> None:
@@ -137,7 +137,7 @@ def read(folder: Path) -> list[Numbers]:
         if "seconds" in line:
             seconds += line["seconds"]
         if "eval/loss" in line:
-            count = float(sent[int(line["step"]) - STEPS_BEFORE])
+            count = float(sum(sent[: int(line["step"]) - STEPS_BEFORE]))
             found.append(
                 {"loss": line["eval/loss"], "seconds": seconds, "bytes": count, "step": line["step"]}
             )
