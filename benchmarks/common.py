@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +26,7 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("distrib", "torch", "transformers", "accelerate", "lightning-fabric", "numpy")
 TIME_LIMIT = 600.0
 """Seconds for one run of one variant."""
+POLL_SECONDS = 0.05
 
 Numbers = dict[str, float]
 
@@ -40,33 +42,49 @@ class Variant:
 
 
 def run(variant: Variant) -> list[Numbers]:
-    """Starts the variant's processes at once; the last line that each rank prints, parsed."""
+    """Starts the variant's processes at once; the last line that each rank prints, parsed.
+
+    Raises `RuntimeError` with the words of the first rank that fails, which the others would wait for.
+    """
     port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        processes = [
-            subprocess.Popen(
-                [sys.executable, *variant.arguments, folder],
-                env=rank_environment(rank, size=variant.num_processes, port=port),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as words:
+        ranks = [
+            _start(variant, rank, port=port, folder=folder, words=Path(words))
             for rank in range(variant.num_processes)
         ]
         try:
-            return [_numbers(variant, process) for process in processes]
+            _wait(variant, ranks, words=Path(words))
         finally:
-            for process in processes:
+            for process in ranks:
                 process.kill()
                 process.wait()
+        printed = [(Path(words) / f"{rank}.out").read_text() for rank in range(len(ranks))]
+    return [json.loads(text.strip().splitlines()[-1]) for text in printed]
 
 
-def _numbers(variant: Variant, process: subprocess.Popen[str]) -> Numbers:
-    out, err = process.communicate(timeout=TIME_LIMIT)
-    if process.returncode != 0:
-        raise RuntimeError(f"{variant.name} ended with code {process.returncode}:\n{err[-4000:]}")
-    parsed: Numbers = json.loads(out.strip().splitlines()[-1])
-    return parsed
+def _start(variant: Variant, rank: int, *, port: int, folder: str, words: Path) -> subprocess.Popen[bytes]:
+    with (words / f"{rank}.out").open("wb") as out, (words / f"{rank}.err").open("wb") as err:
+        return subprocess.Popen(
+            [sys.executable, *variant.arguments, folder],
+            env=rank_environment(rank, size=variant.num_processes, port=port),
+            stdout=out,
+            stderr=err,
+        )
+
+
+def _wait(variant: Variant, ranks: Sequence[subprocess.Popen[bytes]], *, words: Path) -> None:
+    running, ends = dict(enumerate(ranks)), time.monotonic() + TIME_LIMIT
+    while running:
+        for rank, process in list(running.items()):
+            late = time.monotonic() > ends
+            code = process.poll()
+            if code == 0:
+                del running[rank]
+            elif late or code is not None:
+                how = f"ended with code {code}" if not late else f"did not end in {TIME_LIMIT:.0f} s"
+                said = (words / f"{rank}.err").read_text()[-4000:]
+                raise RuntimeError(f"{variant.name}, rank {rank} {how}:\n{said}")
+        time.sleep(POLL_SECONDS)
 
 
 def rank_environment(rank: int, *, size: int, port: int) -> dict[str, str]:

@@ -4,12 +4,14 @@ Wall time, and CPU time of the command and all its processes, until the first st
 data is encoded before, as it is in every run but the first. All train the two-layer BERT of
 ``experiment=tiny``. The floor's ranks are started by nothing but ``Popen``; torchrun and ``accelerate
 launch`` start the same ranks in their way, which on CPUs takes accelerate an mpirun: without, it starts one.
+It binds each rank to a socket, which mpirun refuses for more ranks than cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -35,13 +37,19 @@ def main() -> None:
     variants = [
         Variant(name=f"{name}-{size}", arguments=[*watch, name, str(size)])
         for size in SIZES
-        for name in ("floor", "ours", *(("torchrun", "accelerate") if size > 1 else ()))
+        for name in names(size)
     ]
     with tempfile.TemporaryDirectory() as folder:
         # The first run encodes the data.
         subprocess.run(train_command(1, Path(folder)), check=True, stdout=subprocess.DEVNULL)
     runs = interleave(variants, repeats=arguments.repeats)
     print(write("startup", runs, settings={"experiment": "tiny", "num_processes": list(SIZES)}))
+
+
+def names(size: int) -> list[str]:
+    """The ways of starting ``size`` ranks."""
+    cores = os.cpu_count() or 1
+    return ["floor", "ours", *["torchrun"] * (size > 1), *["accelerate"] * (1 < size <= cores)]
 
 
 def train_command(size: int, folder: Path) -> list[str]:

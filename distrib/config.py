@@ -64,7 +64,7 @@ class TrainConfig:
     """Fill each global batch with examples of similar length."""
     prefetch: int = 2
     """Steps collated ahead of an accelerator; 0: collate in the loop, as a CPU always does."""
-    log_every: int = 10
+    log_every: int = 50
     """Steps at most between two reductions of the loss over ranks (every step is still logged)."""
     eval_every: int | None = None
     """Steps between evaluations; null: only after the last step."""

@@ -155,7 +155,7 @@ def test_a_section_may_be_given_as_one_mapping() -> None:
 
 def test_interpolations_reach_defaults() -> None:
     """A setting may refer to another one that no file mentions."""
-    assert compose(["experiment=tiny", "train.eval_every=${train.log_every}"]).train.eval_every == 10
+    assert compose(["experiment=tiny", "train.eval_every=${train.log_every}"]).train.eval_every == 50
 
 
 def test_another_packages_strategy_needs_a_config_only() -> None:
