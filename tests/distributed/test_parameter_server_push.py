@@ -52,11 +52,10 @@ def test_halves_are_rounded_by_each_worker_once(workers: Workers, compression: s
     assert ours.grad_norms[0] == pytest.approx(math.sqrt(square), rel=1e-12)
 
 
-@pytest.mark.parametrize("num_servers", [1, 2])
-def test_all_elements_give_the_one_process_trajectory(workers: Workers, num_servers: int) -> None:
+def test_all_elements_give_the_one_process_trajectory(workers: Workers) -> None:
     """With a share of 1 nothing is left out, and 20 steps of AdamW are those of one process."""
-    plan = Proof(strategy=ps(compression="topk", topk_share=1.0, num_servers=num_servers))
-    ours, theirs = run(workers, plan, size=2 + num_servers)[0], exact(plan)
+    plan = Proof(strategy=ps(compression="topk", topk_share=1.0, num_servers=2))
+    ours, theirs = run(workers, plan, size=4)[0], exact(plan)
     assert ours.losses == pytest.approx(theirs.losses, abs=1e-9, rel=0)
     assert largest_difference(ours.weights, theirs.weights)[0] <= 1e-9
 
