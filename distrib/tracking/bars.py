@@ -54,7 +54,7 @@ def _drawn(whole: str, parts: Mapping[str, float]) -> Bars:
         Bar(name=_words(name), text=f"{number_text(value)} · {value / total:.0%}", length=value / largest)
         for name, value in parts.items()
     ]
-    return Bars(title=_words(whole), bars=drawn)
+    return Bars(title=f"{_words(whole)}, whole run", bars=drawn)
 
 
 def _words(name: str) -> str:

@@ -85,7 +85,7 @@ def test_what_the_strategy_measured_in_parts_has_bars(tmp_path: Path) -> None:
     ]
     assert [curve.title for curve in curves(records)][-1] == "staleness"
     (chart,) = bars(records)
-    assert chart.title == "staleness"
+    assert chart.title == "staleness, whole run"
     assert [(bar.name, bar.text, bar.length) for bar in chart.bars] == [
         ("0", "6 · 67%", 1.0),
         ("1", "3 · 33%", 0.5),
@@ -102,7 +102,7 @@ def test_what_the_strategy_measured_in_parts_has_bars(tmp_path: Path) -> None:
     for one in records:
         files.step(one)
     files.close()
-    assert "staleness 0 6 · 67% 1 3 · 33% 8 or more 0 · 0%" in visible(page_of(tmp_path))
+    assert "staleness, whole run 0 6 · 67% 1 3 · 33% 8 or more 0 · 0%" in visible(page_of(tmp_path))
 
 
 def test_the_page_needs_no_network(tmp_path: Path) -> None:
