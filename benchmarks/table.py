@@ -46,6 +46,9 @@ ENGINES = {
 }
 MODELS = {"mlp": "a tiny perceptron", "minilm": "MiniLM (22.7 M parameters)"}
 
+WITHIN = 0.01
+"""How far behind a synchronous run's accuracy a late one may be before it is named."""
+
 INTRODUCTION = """\
 # Benchmarks
 
@@ -58,7 +61,7 @@ and says more than wall time on a machine that does other things as well.
 
 def main() -> None:
     path = RESULTS.parent / "README.md"
-    sections = (overhead, scaling, startup, memory, states, traffic, held, slow_link, uneven)
+    sections = (overhead, scaling, startup, memory, states, traffic, held, slow_link, late, uneven)
     path.write_text("\n".join([INTRODUCTION, *(part for section in sections for part in section()), ""]))
     print(path)
 
@@ -229,6 +232,34 @@ def slow_link() -> Iterator[str]:
         for name, summary in result["summary"].items()
     ]
     yield table(["", "seconds", "MB", "loss after all steps", "over DDP's"], rows)
+    yield footnote(result)
+
+
+def late() -> Iterator[str]:
+    """The parameter server's modes after equally many examples, and which of them end up worse than sync."""
+    path = RESULTS / "convergence.json"
+    if not path.exists():
+        return
+    result = load(path)
+    settings = result["settings"]
+    yield "## Accuracy of the parameter server's modes after the same number of examples\n"
+    yield (
+        f"A BERT of two layers from scratch on BBC news, {settings['steps']} steps, half of the articles "
+        f"held out; {len(settings['seeds'])} seeds, of which *behind sync* is the mean. Staleness "
+        "is the mean number of updates between a gradient's weights and its own update.\n"
+    )
+    rows, worse = [], []
+    for name, summary in result["summary"].items():
+        mode, _, workers = name.partition("-on-")
+        behind = statistics.fmean(numbers["lacks"] for numbers in result["rounds"][name])
+        if behind > WITHIN:
+            worse.append(f"`{mode}` on {workers} ({behind:.1%})")
+        accuracy = spread(summary["accuracy"], digits=3)
+        rows.append(
+            [f"`{mode}`", workers, accuracy, f"{behind:+.1%}", f"{summary['staleness']['median']:.2f}"]
+        )
+    yield table(["", "workers", "held-out accuracy", "behind sync", "staleness"], rows)
+    yield f"More than {WITHIN:.0%} behind sync: {', '.join(worse) or 'none'}.\n"
     yield footnote(result)
 
 

@@ -27,12 +27,17 @@ from distrib.config import RunConfig, dump
 
 WORKERS = 2
 DILOCO = ("strategy=diloco", "strategy.sync_every=50")
+PARAMETER_SERVER = ("strategy=parameter_server", f"launcher.num_processes={WORKERS + 1}")
 METHODS: dict[str, tuple[str, ...]] = {
     "ddp": ("strategy=ddp",),
     "ddp-bf16": ("strategy=ddp", "strategy.compression=bf16"),
     "ddp-powersgd": ("strategy=ddp", "strategy.compression=powersgd"),
     "diloco-50-int8": (*DILOCO, "strategy.quantize=int8"),
     "local-sgd-50": ("strategy=local_sgd", "strategy.sync_every=50"),
+    "ps-sync": PARAMETER_SERVER,
+    "ps-stale-1": (*PARAMETER_SERVER, "strategy.mode=stale", "strategy.staleness=1"),
+    "ps-async": (*PARAMETER_SERVER, "strategy.mode=async"),
+    "ps-average-10": (*PARAMETER_SERVER, "strategy.mode=average", "strategy.average_every=10"),
 }
 """By name what it adds to the command line; ``launcher.num_processes`` where it needs more than workers."""
 # 0.9 M parameters, a few hundredths of a second of arithmetic a step: what is slow is the link.

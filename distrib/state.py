@@ -90,16 +90,20 @@ class StateWriter:
                     tensors.append(tensor)
         self._record(path, size=tensors.size, sha256=tensors.sha256)
 
-    def write_alone(self, section: str, entries: Sequence[Entry]) -> None:
-        """Reads and writes the entries on this rank, and on no other: for what one rank can reach alone."""
+    def write_alone(self, section: str, entries: Sequence[Entry], *, file: str | None = None) -> None:
+        """Reads and writes the entries on this rank, and on no other: for what one rank can reach alone.
+
+        Args:
+            file: the file's name where several ranks write into a section; default: the section's.
+        """
         if not entries:
             return
-        path = self._folder / section / file_name(section, 1, 0)
+        path = self._folder / section / file_name(file or section, 1, 0)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with TensorFileWriter(path, [(e.name, e.shape, e.dtype) for e in entries]) as file:
+        with TensorFileWriter(path, [(e.name, e.shape, e.dtype) for e in entries]) as tensors:
             for entry in entries:
-                file.append(entry.read())
-        self._record(path, size=file.size, sha256=file.sha256)
+                tensors.append(entry.read())
+        self._record(path, size=tensors.size, sha256=tensors.sha256)
 
     def note(self, name: str, value: Mapping[str, Any]) -> None:
         """Keeps a small JSON value that only the same strategy reads; rank 0's counts."""

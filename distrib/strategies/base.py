@@ -127,7 +127,8 @@ class Strategy(ABC):
         """What this rank has measured of the strategy's own working since it was last asked, by name.
 
         Rank 0's are logged with the run's numbers as ``strategy/<name>``, in the order given. The same
-        names every time.
+        names every time. ``<whole>/<part>`` names an amount since the last time, which is added up over
+        the run and drawn as a bar beside the whole's other parts: how many gradients were how stale.
         """
         return {}
 

@@ -49,7 +49,8 @@ class Tracker(Protocol):
 
         ``step`` counts finished steps (the first is 1), ``seconds`` is that step's wall time,
         ``memory`` the largest peak resident (or device) memory of any rank so far, in bytes. Now and
-        then ``strategy/<name>`` besides: what the strategy measured of its own working.
+        then ``strategy/<name>`` besides: what the strategy measured of its own working, and as
+        ``strategy/<whole>/<part>`` amounts since the last time, which add up.
         """
 
     def evaluation(self, step: int, report: Report) -> None:

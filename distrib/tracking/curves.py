@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from distrib.core import OWN
+from distrib.tracking.bars import part_of
 
 BUCKETS = 500
 """Of a long curve: each keeps its smallest and its largest value, so that no spike is lost."""
@@ -86,7 +87,8 @@ def _evaluations(records: Sequence[Record]) -> Iterable[Curve]:
 
 def _measures(steps: Sequence[Record]) -> Iterable[Curve]:
     """What the strategy says of its own working, such as staleness or bytes sent."""
-    for name in dict.fromkeys(name for record in steps for name in record if name.startswith(OWN)):
+    own = (name for record in steps for name in record if name.startswith(OWN) and part_of(name) is None)
+    for name in dict.fromkeys(own):
         yield _plain(name.removeprefix(OWN).replace("_", " "), "number", _points(steps, _field(name)))
 
 

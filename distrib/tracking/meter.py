@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from distrib.core import OWN
+from distrib.tracking.bars import part_of, spark
 from distrib.tracking.text import bytes_text, clock_text, number_text, short_text
 
 MEMORY = 0.95
@@ -63,9 +64,12 @@ class Meter:
         ]
 
     def _own(self) -> Iterator[tuple[str, str]]:
-        """The first few of the strategy's own measures."""
-        for name, value in islice(self._measures.items(), NUM_MEASURES):
-            yield name.removeprefix(OWN).replace("_", " "), number_text(value)
+        """The first few of the strategy's own measures, each with its parts where it has any."""
+        whole = ((name, value) for name, value in self._measures.items() if part_of(name) is None)
+        for name, value in islice(whole, NUM_MEASURES):
+            parts = [amount for part, amount in self._measures.items() if part.startswith(f"{name}/")]
+            shown = f"{number_text(value)} {spark(parts)}".rstrip()
+            yield name.removeprefix(OWN).replace("_", " "), shown
 
     def line(self) -> str:
         """``step 40/150  loss 0.512  lr 4.2e-05  …``."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distrib.errors import DataError
+from distrib.tracking.bars import bars
 from distrib.tracking.curves import curves
 from distrib.tracking.environment import COMMAND, without_secrets
 from distrib.tracking.files import EVALUATION, METRICS, RUN, SUMMARY, read_json, read_metrics
@@ -48,6 +49,7 @@ def view(run_dir: Path) -> dict[str, Any]:
         "progress": _progress(facts, records),
         "tiles": _tiles(facts, evaluation, records),
         "charts": [asdict(curve) for curve in curves(records)],
+        "bars": bars(records),
         "evaluation": evaluation,
         "confusion": confusion(evaluation),
         "command": _command(run_dir),

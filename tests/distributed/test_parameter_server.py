@@ -171,18 +171,18 @@ def test_where_it_is_not(workers: Workers, tmp_path: Path, options: dict[str, An
 STEPS = 5
 
 
-def bytes_sent(world: World, num_servers: int) -> tuple[str, float]:
+def bytes_sent(world: World, options: dict[str, Any]) -> tuple[str, float]:
     """Of a worker in a step, or of a server in all of them, by the kernel's count."""
     from benchmarks.engines import batch, job
     from distrib.proof.sockets import SentBytes
     from distrib.strategies.parameter_server import hall
 
-    strategy = ParameterServer(num_servers=num_servers)
+    strategy = ParameterServer(**options)
     strategy.setup(job(size=world.size, precision="fp32", width=128), world)
     counter, at_end = SentBytes(), list[int]()
 
     def steps() -> float:
-        count = world.size - num_servers
+        count = strategy.shard.count
         for step in range(STEPS):
             strategy.train_step([batch(index=world.rank, size=count)], step)
         sent = counter.since_last() or 0
@@ -204,7 +204,7 @@ def test_bytes_are_those_of_the_formula(workers: Workers, size: int, num_servers
     from benchmarks.engines import build_model
 
     model = 4 * sum(parameter.numel() for parameter in build_model(128).parameters())
-    for role, sent in workers.run(bytes_sent, num_servers, size=size, timeout=200):
+    for role, sent in workers.run(bytes_sent, {"num_servers": num_servers}, size=size, timeout=200):
         expected = model if role == "worker" else (size - num_servers) * model / num_servers
         assert expected <= sent <= 1.02 * expected
 
@@ -256,5 +256,9 @@ def test_a_servers_numbers_are_the_first_workers_to_take(workers: Workers) -> No
     """They begin anew when they are taken, so that the others, whose numbers nobody logs, leave them be."""
     first, other, server = workers.run(measured, size=3)
     assert first["server_load"] > 0
+    assert first["staleness/0"] == 2 * 3
+    assert first["waited_seconds/worker_0"] > 0
+    assert first["waited_seconds/worker_1"] > 0
+    assert list(first)[:4] == ["staleness", "waited_seconds", "push_seconds", "pull_seconds"]
     assert other == {}
     assert server is None

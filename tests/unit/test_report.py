@@ -12,6 +12,7 @@ import pytest
 from synthetic import CONFIG, info, record, report, write_run
 
 from distrib.errors import DataError
+from distrib.tracking.bars import bars
 from distrib.tracking.curves import BUCKETS, curves, smoothed, thin
 from distrib.tracking.files import RunFiles
 from distrib.tracking.meter import Meter
@@ -73,6 +74,35 @@ def test_what_the_strategy_measured_has_curves_and_a_place_on_the_bar(tmp_path: 
     for one in records:
         meter.update(one)
     assert meter.fields()[-1] == ("wait share", "0.4")
+
+
+def test_what_the_strategy_measured_in_parts_has_bars(tmp_path: Path) -> None:
+    """Parts are added up over the run and drawn together, not as curves; the bar has the latest small."""
+    parts = ("strategy/staleness/0", "strategy/staleness/1", "strategy/staleness/8_or_more")
+    records = [
+        {**record(step), "strategy/staleness": 0.3, **dict(zip(parts, (3.0, step, 0.0), strict=True))}
+        for step in (1, 2)
+    ]
+    assert [curve.title for curve in curves(records)][-1] == "staleness"
+    (chart,) = bars(records)
+    assert chart.title == "staleness, whole run"
+    assert [(bar.name, bar.text, bar.length) for bar in chart.bars] == [
+        ("0", "6 · 67%", 1.0),
+        ("1", "3 · 33%", 0.5),
+        ("8 or more", "0 · 0%", 0.0),
+    ]
+    meter = Meter(num_steps=5, first_step=0)
+    for one in records:
+        meter.update(one)
+    assert meter.fields()[-1] == ("staleness", "0.3 █▆·")
+    assert bars([{**record(1), "strategy/waited_seconds/worker_0": 0.0}]) == []
+
+    files = RunFiles()
+    files.start(info(tmp_path))
+    for one in records:
+        files.step(one)
+    files.close()
+    assert "staleness, whole run 0 6 · 67% 1 3 · 33% 8 or more 0 · 0%" in visible(page_of(tmp_path))
 
 
 def test_the_page_needs_no_network(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ class Averaging(Worker):
         self._agreed = not self.elastic and (step + 1) % self.stride == 0
         if (step + 1) % self.stride == 0:
             result = replace(result, meet=self._exchange(step))
-        self.done, self._steps = step + 1, self._steps + 1
+        self.done = step + 1
+        self.spent.steps += 1
         return result
 
     def _local_step(self, microbatches: Sequence[Batch], step: int) -> StepResult:

@@ -16,6 +16,7 @@ from distrib.strategies.parameter_server.averaging import Averaging
 from distrib.strategies.parameter_server.doors import Doors
 from distrib.strategies.parameter_server.hall import Hall
 from distrib.strategies.parameter_server.layout import Layout, in_forward_order, make_layout
+from distrib.strategies.parameter_server.packing import Packing, packing_of
 from distrib.strategies.parameter_server.part import Part
 from distrib.strategies.parameter_server.rules import Averaged, Bounded, Elastic, Rules, Unbounded
 from distrib.strategies.parameter_server.server import Server
@@ -44,7 +45,9 @@ def worker(options: ParameterServer, job: Job, world: World) -> Worker:
         _layout(options, parameters),
         parameters=parameters,
         sessions=[doors.open(rank, number=world.rejoin) for rank in range(num_workers, world.size)],
+        number=world.rank,
         num_workers=num_workers,
+        packing=_packing(options),
     )
     built.wait_in_forward(users)
     return built
@@ -80,7 +83,8 @@ def server(options: ParameterServer, job: Job, world: World) -> Server:
     )
     doors = _doors(options, world, patience=1.0)
     agreement = _agreement(doors, world, num_workers=num_workers)
-    return Server(part, hall, doors=doors, update=_update(options, part, hall, agreement))
+    update = _update(options, part, hall, agreement)
+    return Server(part, hall, doors=doors, update=update, packing=_packing(options))
 
 
 def _update(options: ParameterServer, part: Part, hall: Hall, agreement: Agreement) -> Update:
@@ -102,6 +106,10 @@ def _agreement(doors: Doors, world: World, *, num_workers: int) -> Agreement:
 def _doors(options: ParameterServer, world: World, *, patience: float) -> Doors:
     limit = patience * (options.silent_after or world.collective_timeout)
     return Doors(world, num_workers=world.size - options.num_servers, limit=limit)
+
+
+def _packing(options: ParameterServer) -> Packing | None:
+    return packing_of(options.compression, topk_share=options.topk_share)
 
 
 def _layout(options: ParameterServer, parameters: dict[str, nn.Parameter]) -> Layout:

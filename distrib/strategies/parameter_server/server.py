@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.distributed import DistError
 from distrib.errors import LaunchError
 from distrib.strategies.parameter_server.doors import Doors
 from distrib.strategies.parameter_server.hall import EndedError, Hall
+from distrib.strategies.parameter_server.packing import Packing
 from distrib.strategies.parameter_server.part import Part
 from distrib.strategies.parameter_server.rules import Push
 from distrib.strategies.parameter_server.session import PULL, PUSH, Message, Op, Pending, Session, as_bytes
@@ -26,9 +27,12 @@ LOOK_SECONDS = 0.1
 class Server:
     """Holds one `Part`, and serves until every worker has left."""
 
-    def __init__(self, part: Part, hall: Hall, *, doors: Doors, update: Update) -> None:
+    def __init__(
+        self, part: Part, hall: Hall, *, doors: Doors, update: Update, packing: Packing | None
+    ) -> None:
         self.part, self.hall, self.facts = part, hall, update.facts
         self._doors, self._make_update = doors, update
+        self.packing = packing
         self._names = [name for bucket in part.layout.buckets for name in bucket.starts]
         self._restarts = dict.fromkeys(range(hall.num_workers), 0)
 
@@ -128,9 +132,9 @@ class Desk:
     def _step(self, message: Message) -> None:
         step, base = int(message.numbers[0]), int(message.numbers[1])
         vector = torch.empty_like(self._part.vector) if self._spare is None else self._spare
-        self._receive_buckets(vector)
-        trailer = torch.empty(4 + self._server.num_parameters, dtype=torch.float64)
-        loss, targets, step_targets, norm = self._session.receive(trailer)[:4].tolist()
+        self._receive_gradient(vector)
+        trailer = torch.empty(5 + self._server.num_parameters, dtype=torch.float64)
+        loss, targets, step_targets, norm, waited = self._session.receive(trailer)[:5].tolist()
         push = Push(
             rank=self._rank,
             step=step,
@@ -140,9 +144,10 @@ class Desk:
             targets=targets,
             step_targets=step_targets,
             norm=norm,
-            touched=self._server.names(trailer[4:]),
+            touched=self._server.names(trailer[5:]),
         )
         with self._hall.told():
+            self._server.facts.waited(self._rank, waited)
             self._hall.push(push)
         with self._hall.changed:
             self._hall.wait_for(lambda: self._hall.rules.may_go_on(push, version=self._hall.version or 0))
@@ -210,19 +215,29 @@ class Desk:
         with self._hall.changed:
             self._session.tell(Op.FACTS, text=self._server.facts.taken())
 
+    def _receive_gradient(self, vector: Tensor) -> None:
+        """A push's buckets, whichever way they are packed."""
+        packing = self._server.packing
+        if packing is None:
+            self._receive_buckets(vector)
+            return
+        runs = [vector[place] for place in self._places()]
+        inboxes = [packing.inbox(run) for run in runs]
+        self._move(inboxes, self._session.start_receive, PUSH)
+        for inbox, run in zip(inboxes, runs, strict=True):
+            packing.unpack(inbox, run)
+
     def _receive_buckets(self, vector: Tensor) -> None:
-        self._move_buckets(vector, self._session.start_receive, PUSH)
+        self._move([vector[place] for place in self._places()], self._session.start_receive, PUSH)
 
     def _send_buckets(self, vector: Tensor) -> None:
-        self._move_buckets(vector, self._session.start_send, PULL)
+        self._move([vector[place] for place in self._places()], self._session.start_send, PULL)
 
-    def _move_buckets(self, vector: Tensor, start: Callable[[Tensor, int], Pending], tag: int) -> None:
+    def _places(self) -> list[slice]:
+        return [bucket.places[self._part.server] for bucket in self._part.layout.buckets]
+
+    def _move(self, runs: Sequence[Tensor], start: Callable[[Tensor, int], Pending], tag: int) -> None:
         """This server's run of every bucket at once; returns when all are through."""
-        places = [bucket.places[self._part.server] for bucket in self._part.layout.buckets]
-        works = [
-            start(vector[place], tag + 2 * number)
-            for number, place in enumerate(places)
-            if place.start < place.stop
-        ]
+        works = [start(run, tag + 2 * number) for number, run in enumerate(runs) if run.numel()]
         for work in works:
             work.wait()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from distrib.core import Batch, DataShard, Job, StepResult
-from distrib.errors import ConfigError
 from distrib.strategies.base import Strategy
 from distrib.world import World
 
@@ -30,11 +29,10 @@ class ParameterServer(Strategy):
     at a tensor's shape or norm (LAMB, LARS, Adafactor, Muon).
 
     Args:
-        mode: ``sync``: servers add up the workers' gradients of a step and make one update: the
-            one-process trajectory.
+        mode: ``sync``: one update by the sum of the workers' gradients: the one-process trajectory.
             ``stale`` **changes the result**: a worker may be ``staleness`` steps ahead of the slowest
-            one, so that gradients are computed from weights that lack up to as many updates. There is
-            still one update per step, of all workers' gradients. 0 is ``sync``.
+            one, so that gradients are computed from weights that lack up to as many updates; still one
+            update per step, of all workers' gradients. 0 is ``sync``.
             ``async`` **changes the result**: each worker's gradient makes an update of its own, at once;
             no worker waits for another, and nothing bounds how old the weights were that it was
             computed from. Its learning rate is the step's times its share of the step's targets.
@@ -45,19 +43,25 @@ class ParameterServer(Strategy):
             workers' optimizers stay apart; a checkpoint has their mean. Between two exchanges, evaluation and
             checkpoint are of the mean, which nobody goes on from.
         num_servers: ranks that serve.
-        staleness: of ``mode=stale``, in steps.
+        staleness, average_every: of ``mode=stale`` and of ``mode=average`` (H), in steps.
         damping: of ``mode=async``: divides the learning rate of a late gradient by how many times older
             its weights were than with equally fast workers (after Zhang et al. 2016, arXiv:1511.05950).
-        average_every: of ``mode=average``, in steps (H).
         elastic: of ``mode=average``: instead of the mean, the servers keep a centre of their own; every
             exchange moves the worker's parameters and the centre towards each other by this share of
             their difference, and nobody waits (EASGD, Zhang et al. 2015, arXiv:1412.6651). Evaluation and
             checkpoint are the centre. Null: the mean.
         min_workers: go on with the rest when a worker other than rank 0 is lost, down to this many; the
             gradient is then divided by their targets alone. Null: ``sync`` ends, the others go on with one.
+        compression: what is sent of a gradient; not of ``mode=average``. All but ``none`` **change the
+            result**. ``bf16``, ``fp16``: half the bytes; each worker's gradient is rounded once, to 8 or 11
+            bits (fp16: elements below 6e-8 vanish, those above 65504 make the step one that is skipped).
+            ``topk``: each message's elements of largest absolute value and their places, in fp32 twice
+            ``topk_share`` of the bytes. What is left out is added to the worker's next gradient (Stich et al.
+            2018, arXiv:1809.07599): lost with a worker that dies, in a checkpoint for as many workers.
+            Gradients are clipped by the norm of what arrives.
+        topk_share: of the elements, above 0.
         bucket_mb: size of a message in MiB, over all servers.
-        silent_after: seconds after which a rank that says nothing is given up; null:
-            ``timeouts.collective``.
+        silent_after: seconds until a rank that says nothing is given up; null: ``timeouts.collective``.
     """
 
     _server: Server | None = None
@@ -73,6 +77,8 @@ class ParameterServer(Strategy):
         average_every: int = 10,
         elastic: float | None = None,
         min_workers: int | None = None,
+        compression: Literal["none", "bf16", "fp16", "topk"] = "none",
+        topk_share: float = 0.01,
         bucket_mb: float = 4.0,
         silent_after: float | None = None,
     ) -> None:
@@ -83,12 +89,15 @@ class ParameterServer(Strategy):
         self.average_every = average_every
         self.elastic = elastic
         self.min_workers = min_workers
+        self.compression = compression
+        self.topk_share = topk_share
         self.bucket_mb = bucket_mb
         self.silent_after = silent_after
 
     def changes(self) -> str | None:
-        exact = self.mode == "sync" or (self.mode == "stale" and self.staleness == 0)
-        return None if exact else f"workers wait less for each other (mode={self.mode})"
+        from distrib.strategies.parameter_server.validation import changes
+
+        return changes(self)
 
     def check(self, *, num_processes: int) -> None:
         from distrib.strategies.parameter_server.validation import check
@@ -101,11 +110,10 @@ class ParameterServer(Strategy):
 
     def setup(self, job: Job, world: World) -> None:
         self.check(num_processes=world.size)
-        if job.precision == "fp16":
-            remedy = "strategy=parameter_server has no loss scaling; use precision=bf16"
-            raise ConfigError("precision", job.precision, remedy)
         from distrib.strategies.parameter_server import building
+        from distrib.strategies.parameter_server.validation import check_job
 
+        check_job(job)
         self._world = world
         if world.rank < world.size - self.num_servers:
             self._worker = building.worker(self, job, world)
@@ -128,14 +136,7 @@ class ParameterServer(Strategy):
     def tally(
         self, sums: Mapping[str, Tensor], *, per_step: Collection[str], votes: Collection[str]
     ) -> dict[str, Tensor]:
-        """Waits for nobody: a step's numbers are this worker's, times the number of workers."""
-        worker, others = self._working, {name: v for name, v in sums.items() if name not in per_step}
-        asks = any(bool(sums[name]) for name in votes)
-        total = worker.tally(others, vote=asks)
-        own = {name: sums[name].double().cpu() * self.shard.count for name in per_step}
-        if not worker.may_stop:
-            total |= {name: total[name] * 0.0 for name in votes}
-        return {**own, **total}
+        return self._working.tally(sums, per_step=per_step, votes=votes)
 
     def save(self, writer: StateWriter) -> None:
         self._working.save(writer, leads=self._world.rank == 0)

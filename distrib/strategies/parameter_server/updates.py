@@ -20,7 +20,7 @@ class Update(ABC):
 
     def __init__(self, part: Part, hall: Hall) -> None:
         self._part, self._hall = part, hall
-        self.facts = Facts()
+        self.facts = Facts(num_workers=hall.num_workers)
 
     @abstractmethod
     def __call__(self, pushes: list[Push]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from distrib.errors import ConfigError
 
 if TYPE_CHECKING:
+    from distrib.core import Job
     from distrib.strategies.parameter_server.strategy import ParameterServer
 
 
@@ -28,6 +29,7 @@ def check(strategy: ParameterServer, *, num_processes: int) -> None:
     if strategy.average_every < 1:
         raise ConfigError("strategy.average_every", strategy.average_every, "must be 1 or more")
     _check_elastic(strategy)
+    _check_compression(strategy)
     if strategy.min_workers is not None and not 1 <= strategy.min_workers <= workers:
         remedy = f"from 1 to the number of workers, which is {workers}"
         raise ConfigError("strategy.min_workers", strategy.min_workers, remedy)
@@ -35,6 +37,22 @@ def check(strategy: ParameterServer, *, num_processes: int) -> None:
         raise ConfigError("strategy.bucket_mb", strategy.bucket_mb, "must be above 0")
     if strategy.silent_after is not None and not strategy.silent_after > 0:
         raise ConfigError("strategy.silent_after", strategy.silent_after, "must be above 0, or null")
+
+
+def check_job(job: Job) -> None:
+    """Raises `ConfigError` for what the run asks for and no server can do."""
+    if job.precision == "fp16":
+        remedy = "strategy=parameter_server has no loss scaling; use precision=bf16"
+        raise ConfigError("precision", job.precision, remedy)
+
+
+def changes(strategy: ParameterServer) -> str | None:
+    """What is done differently from one process on purpose; None: nothing."""
+    exact = strategy.mode == "sync" or (strategy.mode == "stale" and strategy.staleness == 0)
+    found = [] if exact else [f"workers wait less for each other (mode={strategy.mode})"]
+    if strategy.compression != "none":
+        found.append(f"gradients are sent as {strategy.compression}")
+    return ", ".join(found) or None
 
 
 def _check_elastic(strategy: ParameterServer) -> None:
@@ -45,3 +63,11 @@ def _check_elastic(strategy: ParameterServer) -> None:
         raise ConfigError("strategy.elastic", share, f"is of mode=average; strategy.mode={strategy.mode}")
     if not 0 < share < 1:
         raise ConfigError("strategy.elastic", share, "a share between 0 and 1, or null for the mean")
+
+
+def _check_compression(strategy: ParameterServer) -> None:
+    if strategy.compression != "none" and strategy.mode == "average":
+        remedy = "is of gradients, and mode=average sends parameters; use compression=none"
+        raise ConfigError("strategy.compression", strategy.compression, remedy)
+    if not 0 < strategy.topk_share <= 1:
+        raise ConfigError("strategy.topk_share", strategy.topk_share, "a share above 0, and at most 1")

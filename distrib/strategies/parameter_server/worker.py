@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -18,8 +17,13 @@ from distrib.parallel.replica import Replica
 from distrib.parallel.state import load_weights
 from distrib.state import StateReader, StateWriter
 from distrib.strategies.parameter_server import state
+from distrib.strategies.parameter_server.feedback import Feedback
 from distrib.strategies.parameter_server.layout import Layout
+from distrib.strategies.parameter_server.outbox import Outbox
+from distrib.strategies.parameter_server.packing import Packing
 from distrib.strategies.parameter_server.session import PULL, PUSH, Op, Pending, Session
+from distrib.strategies.parameter_server.spent import Spent
+from distrib.strategies.parameter_server.vectors import Vectors
 
 
 class Worker:
@@ -31,6 +35,8 @@ class Worker:
     Args:
         replica: the model; its optimizer is never stepped.
         sessions: one per server, in order.
+        number: this worker's, of ``num_workers``.
+        packing: how its gradients are sent; None: as they are.
         own_norm: the mode needs the norm of this worker's own gradient.
     """
 
@@ -42,7 +48,9 @@ class Worker:
         *,
         parameters: Mapping[str, nn.Parameter],
         sessions: Sequence[Session],
+        number: int,
         num_workers: int,
+        packing: Packing | None,
         own_norm: bool,
     ) -> None:
         self.job, self.replica, self.layout, self.sessions = job, replica, layout, sessions
@@ -57,7 +65,11 @@ class Worker:
         self._arrivals: dict[int, list[Pending]] = {}
         self._is_last = True
         self._meetings = 0
-        self._waited, self._pushing, self._steps = 0.0, 0.0, 0
+        self.spent = Spent()
+        self._outbox: Outbox | None = None
+        if packing is not None:
+            errors = Feedback(layout, parameters, worker=number, num_workers=num_workers)
+            self._outbox = Outbox(packing, self._gradients, errors if packing.loses else None)
         for name, parameter in parameters.items():
             self._weights.hold(name, parameter.data)
             parameter.data = self._weights.view(name)
@@ -77,7 +89,8 @@ class Worker:
         for session in self.sessions:
             session.tell(Op.STEP, step, self.version)
         self._meetings = 0
-        self._prepare()
+        targets = targets_of(microbatches)
+        self._prepare(targets)
         loss = accumulate(
             self.replica.module,
             microbatches,
@@ -89,15 +102,18 @@ class Worker:
         )
         self.settle()  # what forward did not use must be there too before it is asked for anew
         self._send_rest()
-        self._send_trailer(float(loss), targets_of(microbatches), microbatches[0].step_targets, self._norm())
+        self._send_trailer(float(loss), targets, microbatches[0].step_targets, self._norm())
         self._gradients.clear()
         self._expect_weights()
         result = self._hear_result(step)
-        self.done, self._steps = step + 1, self._steps + 1
+        self.done = step + 1
+        self.spent.steps += 1
         return result
 
-    def _prepare(self) -> None:
+    def _prepare(self, targets: int) -> None:
         self._touched = set()
+        if self._outbox is not None:
+            self._outbox.begin(targets=targets)
         self._missing = [set(bucket.starts) for bucket in self.layout.buckets]
         for name, parameter in self.parameters.items():
             parameter.grad = self._gradients.view(name)
@@ -121,7 +137,13 @@ class Worker:
             self._send(number)
 
     def _send(self, number: int) -> None:
-        self._send_bucket(number, self._gradients.on_host(number))
+        if self._outbox is None:
+            self._send_bucket(number, self._gradients.on_host(number))
+            return
+        messages = self._outbox.messages(number, self.layout.buckets[number].cuts)
+        for session, message in zip(self.sessions, messages, strict=True):
+            if message.numel():
+                self._sends.append(session.start_send(message, PUSH + 2 * number))
 
     def _send_bucket(self, number: int, vector: Tensor) -> None:
         for session, cut in zip(self.sessions, self.layout.buckets[number].cuts, strict=True):
@@ -135,21 +157,23 @@ class Worker:
                 self._send(number)
 
     def _send_trailer(self, *numbers: float) -> None:
-        """What completes a push: loss, targets, the step's targets, norm; and who has a gradient."""
-        mask = [float(name in self._touched) for bucket in self.layout.buckets for name in bucket.starts]
-        trailer = torch.tensor([*numbers, *mask], dtype=torch.float64)
+        """What completes a push: loss, targets, the step's targets, norm, waiting; and who has a gradient."""
+        touched = self._touched
+        if self._outbox is not None:
+            touched = touched | self._outbox.also_sent(self.parameters.keys() - touched)
+        mask = [float(name in touched) for bucket in self.layout.buckets for name in bucket.starts]
+        trailer = torch.tensor([*numbers, self.spent.tell(), *mask], dtype=torch.float64)
         self._sends += [session.start_send(trailer) for session in self.sessions]
         self._finish_sending()
 
     def _finish_sending(self) -> None:
-        began = time.perf_counter()
-        for sending in self._sends:
-            sending.wait()
-        self._pushing += time.perf_counter() - began
+        with self.spent.on("push"):
+            for sending in self._sends:
+                sending.wait()
         self._sends = []
 
     def _norm(self) -> float:
-        """Of this worker's own gradient, where the mode asks for it."""
+        """Of what was sent of this worker's own gradient, where the mode asks for it."""
         return float(total_norm(map(self._gradients.view, self.parameters))) if self._own_norm else 0.0
 
     def _expect_weights(self) -> None:
@@ -163,9 +187,8 @@ class Worker:
             ]
 
     def _hear_result(self, step: int) -> StepResult:
-        began = time.perf_counter()
-        answers = [session.hear().numbers for session in self.sessions]
-        self._waited += time.perf_counter() - began
+        with self.spent.on("waited"):
+            answers = [session.hear().numbers for session in self.sessions]
         version, norm, loss, updated, stop_at = answers[0][:5]
         self.version, self.stop_at = int(version), int(stop_at)
         dtype = self._weights.host[0].dtype
@@ -181,11 +204,10 @@ class Worker:
         for number in numbers:
             if number not in self._arrivals:
                 continue
-            began = time.perf_counter()
-            for arrival in self._arrivals.pop(number):
-                arrival.wait()
-            self._weights.to_device(number)
-            self._waited += time.perf_counter() - began
+            with self.spent.on("pull"):
+                for arrival in self._arrivals.pop(number):
+                    arrival.wait()
+                self._weights.to_device(number)
 
     def settle(self) -> None:
         """Waits until all weights that were asked for are there."""
@@ -223,6 +245,8 @@ class Worker:
         if leads:
             self.fetch()
             state.save(self, writer)
+        if self._outbox is not None:
+            self._outbox.save(writer)
 
     def load(self, reader: StateReader, *, leads: bool) -> None:
         """Takes a checkpoint, which the rank that ``leads`` gives to the servers too."""
@@ -231,6 +255,8 @@ class Worker:
         if leads:
             state.load_optimizer(self, reader)
             self.place()
+        if self._outbox is not None:
+            self._outbox.load(reader)
         self.meet({"loaded": torch.ones(())})
 
     def meet(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -242,13 +268,22 @@ class Worker:
         lead.send(vector)
         return unflatten(lead.receive(torch.empty_like(vector)), sums)
 
-    def tally(self, sums: Mapping[str, Tensor], *, vote: bool) -> dict[str, Tensor]:
-        """The sums of what every worker sent last, this one's included; waits for nobody."""
-        vector, lead = flatten(sums), self.sessions[0]
-        lead.tell(Op.TALLY, vote, vector.numel())
+    def tally(
+        self, sums: Mapping[str, Tensor], *, per_step: Collection[str], votes: Collection[str]
+    ) -> dict[str, Tensor]:
+        """The sums of what every worker sent last, this one's included; waits for nobody.
+
+        A step's numbers are this worker's, times the number of workers.
+        """
+        others = {name: value for name, value in sums.items() if name not in per_step}
+        vector, lead = flatten(others), self.sessions[0]
+        lead.tell(Op.TALLY, any(bool(sums[name]) for name in votes), vector.numel())
         lead.send(vector)
         self.stop_at = int(lead.hear().numbers[0])
-        return unflatten(lead.receive(torch.empty_like(vector)), sums)
+        total = unflatten(lead.receive(torch.empty_like(vector)), others)
+        if not self.may_stop:
+            total |= {name: total[name] * 0.0 for name in votes}
+        return {**{name: sums[name].double().cpu() * self.num_workers for name in per_step}, **total}
 
     @property
     def may_stop(self) -> bool:
@@ -256,20 +291,21 @@ class Worker:
         return 0 < self.stop_at <= self.done
 
     def measures(self) -> dict[str, float]:
-        """This worker's numbers per step, and the first server's, since they were last asked for."""
-        facts: dict[str, float] = self.sessions[0].ask(Op.FACTS).text
-        steps = max(self._steps, 1)
-        sent = sum(session.sent for session in self.sessions)
-        received = sum(session.received for session in self.sessions)
+        """This worker's numbers per step, and the first server's, since they were last asked for.
+
+        Of the servers' loads it is the highest; they hold equal parts, and count the same pushes.
+        """
+        first, *others = [session.ask(Op.FACTS).text for session in self.sessions]
+        facts: dict[str, float] = first
+        steps = max(self.spent.steps, 1)
         own = {
-            "waited_seconds": self._waited / steps,
-            "push_seconds": self._pushing / steps,
-            "pushed_mb": sent / steps / 1e6,
-            "pulled_mb": received / steps / 1e6,
+            **self.spent.taken(),
+            "pushed_mb": sum(session.sent for session in self.sessions) / steps / 1e6,
+            "pulled_mb": sum(session.received for session in self.sessions) / steps / 1e6,
         }
-        self._waited, self._pushing, self._steps = 0.0, 0.0, 0
         for session in self.sessions:
             session.sent = session.received = 0
+        facts["server_load"] = max(told["server_load"] for told in (first, *others))
         return {"staleness": facts.pop("staleness"), **own, **facts}
 
     def join(self) -> int:
@@ -291,47 +327,3 @@ class Worker:
 def targets_of(microbatches: Sequence[Batch]) -> int:
     """Targets that these microbatches have."""
     return sum(int((batch.tensors["labels"] != IGNORED).sum()) for batch in microbatches)
-
-
-class Vectors:
-    """One vector per bucket where the model is, and where gloo sends from."""
-
-    def __init__(self, layout: Layout, parameters: Mapping[str, nn.Parameter]) -> None:
-        some = next(iter(parameters.values()))
-        self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
-        self._places = {
-            name: (number, start)
-            for number, bucket in enumerate(layout.buckets)
-            for name, start in bucket.starts.items()
-        }
-        self.vectors = [
-            torch.zeros(bucket.numel, dtype=some.dtype, device=some.device) for bucket in layout.buckets
-        ]
-        is_cpu = some.device.type == "cpu"
-        self.host = self.vectors if is_cpu else [v.to("cpu").pin_memory() for v in self.vectors]
-
-    def view(self, name: str) -> Tensor:
-        """A parameter's elements, in its shape."""
-        number, start = self._places[name]
-        shape = self._shapes[name]
-        return self.vectors[number][start : start + shape.numel()].view(shape)
-
-    def hold(self, name: str, value: Tensor) -> None:
-        """Copies a parameter's elements in."""
-        self.view(name).copy_(value)
-
-    def on_host(self, number: int) -> Tensor:
-        """A bucket where it is sent from, up to date."""
-        if self.host is not self.vectors:
-            self.host[number].copy_(self.vectors[number])
-        return self.host[number]
-
-    def to_device(self, number: int) -> None:
-        """Brings a bucket that has arrived to where the model is."""
-        if self.host is not self.vectors:
-            self.vectors[number].copy_(self.host[number], non_blocking=True)
-
-    def clear(self) -> None:
-        """Zeroes everything."""
-        for vector in self.vectors:
-            vector.zero_()

@@ -1,0 +1,97 @@
+"""Held-out accuracy of the parameter server's modes after the same number of examples.
+
+A small BERT from scratch sorts BBC news into five classes. Every mode starts from the same weights and is
+given the same global batches, so that ``sync`` is the run of one process; seeds, numbers of workers and modes
+take turns. How stale gradients are depends on which process the machine lets run, and is measured with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.common import Numbers, write
+from distrib.cli.compose import compose
+from distrib.launchers.forkserver import ForkServer
+from distrib.proof.jobs import run_job
+
+STALE = ("strategy.mode=stale",)
+ASYNC = ("strategy.mode=async",)
+MODES: dict[str, tuple[str, ...]] = {
+    "sync": (),
+    **{f"stale-{bound}": (*STALE, f"strategy.staleness={bound}") for bound in (1, 2, 3)},
+    "async": ASYNC,
+    "async-damped": (*ASYNC, "strategy.damping=true"),
+}
+# Half of the articles are held out: one of 1,064 is 0.1 %.
+TASK = (
+    "experiment=news",
+    "model=tiny_bert",
+    "strategy=parameter_server",
+    "task.max_length=64",
+    "data.heldout_fraction=0.5",
+    "train.epochs=null",
+    "train.eval_every=null",
+    "train.microbatch_size=8",
+    "checkpoint.keep_best=false",
+    "optimizer.lr=2.0e-3",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--workers", nargs="+", type=int, default=[2, 4])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=150)
+    given = parser.parse_args()
+    runs: dict[str, list[Numbers]] = {}
+    with ForkServer() as server, tempfile.TemporaryDirectory() as scratch:
+        for seed in given.seeds:
+            for workers in given.workers:
+                for mode in given.modes:
+                    folder = Path(scratch) / f"{mode}-{workers}-{seed}"
+                    numbers = train(
+                        mode, folder, workers=workers, steps=given.steps, seed=seed, server=server
+                    )
+                    runs.setdefault(f"{mode}-on-{workers}", []).append(numbers)
+                    print(f"seed {seed}, {workers} workers, {mode}: {numbers}", flush=True)
+    print(write("convergence", against_sync(runs), settings={"steps": given.steps, "seeds": given.seeds}))
+
+
+def train(mode: str, folder: Path, *, workers: int, steps: int, seed: int, server: ForkServer) -> Numbers:
+    """One run: its last evaluation, and how stale its gradients were."""
+    processes = f"launcher.num_processes={workers + 1}"
+    config = compose([*TASK, *MODES[mode], processes, f"train.steps={steps}"])
+    run_job(replace(config, seed=seed), folder, server=server)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = next(record for record in reversed(records) if "eval/accuracy" in record)
+    return {"accuracy": last["eval/accuracy"], "loss": last["eval/loss"], "staleness": staleness(records)}
+
+
+def staleness(records: Iterable[Mapping[str, float]]) -> float:
+    """The mean over all gradients: updates made between the weights a gradient is of and its own."""
+    pushes = total = 0.0
+    for record in records:
+        count = sum(value for name, value in record.items() if name.startswith("strategy/staleness/"))
+        total += count * record.get("strategy/staleness", 0.0)
+        pushes += count
+    return total / pushes
+
+
+def against_sync(runs: Mapping[str, list[Numbers]]) -> dict[str, list[Numbers]]:
+    """The same numbers, and what each run's accuracy lacks of the synchronous run's with its seed."""
+    found = {}
+    for name, rounds in runs.items():
+        exact = runs.get(f"sync-on-{name.rpartition('-')[2]}", rounds)
+        pairs = zip(rounds, exact, strict=True)
+        found[name] = [{**ours, "lacks": theirs["accuracy"] - ours["accuracy"]} for ours, theirs in pairs]
+    return found
+
+
+if __name__ == "__main__":
+    main()
