@@ -14,7 +14,7 @@ from distrib.core import Batch, StepResult
 from distrib.parallel.state import entry, load_replica, named_weights, optimizer_slots
 from distrib.state import Entry, StateReader, StateWriter
 from distrib.strategies.parameter_server.session import Op
-from distrib.strategies.parameter_server.worker import Worker, targets_of
+from distrib.strategies.parameter_server.worker import SentPush, Worker, targets_of
 
 
 class Averaging(Worker):
@@ -58,14 +58,14 @@ class Averaging(Worker):
 
     def _exchange(self, step: int) -> bool:
         """Sends the parameters and takes what comes back; whether all workers stop here."""
-        for session in self.sessions:
-            session.tell(Op.STEP, step, self.version)
+        for link in self.links:
+            link.session.tell(Op.STEP, step, self.version)
         before = self._copies() if self.elastic else []
         for number in range(len(self.layout.buckets)):
             self._send_bucket(number, self._weights.on_host(number))
-        self._send_trailer(0.0, self._targets, 1.0, 0.0)
-        self._expect_weights()
-        stops = self._hear_result(step).meet
+        trailer = self._send_trailer(0.0, self._targets, 1.0, 0.0)
+        push = SentPush(step=step, base=self.version, vectors=self._weights.host, trailer=trailer)
+        stops = self._hear_result(push).meet
         self._targets = 0
         if self.elastic:
             self.settle()  # what came is how far to move

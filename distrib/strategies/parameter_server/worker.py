@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,7 +20,19 @@ from distrib.parallel.state import load_weights
 from distrib.state import StateReader, StateWriter
 from distrib.strategies.parameter_server import state
 from distrib.strategies.parameter_server.layout import Layout
-from distrib.strategies.parameter_server.session import PULL, PUSH, Op, Pending, Session
+from distrib.strategies.parameter_server.link import Link
+from distrib.strategies.parameter_server.session import BODY, PULL, PUSH, Op, Pending, Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentPush:
+    """What a worker has sent, whole, should it have to send it again."""
+
+    step: int
+    base: int
+    vectors: Sequence[Tensor]
+    """By bucket."""
+    trailer: Tensor
 
 
 class Worker:
@@ -30,7 +43,7 @@ class Worker:
 
     Args:
         replica: the model; its optimizer is never stepped.
-        sessions: one per server, in order.
+        links: one per server, in order.
         own_norm: the mode needs the norm of this worker's own gradient.
     """
 
@@ -41,11 +54,11 @@ class Worker:
         layout: Layout,
         *,
         parameters: Mapping[str, nn.Parameter],
-        sessions: Sequence[Session],
+        links: Sequence[Link],
         num_workers: int,
         own_norm: bool,
     ) -> None:
-        self.job, self.replica, self.layout, self.sessions = job, replica, layout, sessions
+        self.job, self.replica, self.layout, self.links = job, replica, layout, links
         self.parameters = parameters
         self.version = self.stop_at = self.done = 0
         self.num_workers, self._own_norm = num_workers, own_norm
@@ -53,11 +66,15 @@ class Worker:
         self._bucket_of = {name: n for n, bucket in enumerate(layout.buckets) for name in bucket.starts}
         self._missing: list[set[str]] = []
         self._touched: set[str] = set()
-        self._sends: list[Pending] = []
-        self._arrivals: dict[int, list[Pending]] = {}
+        self._sends: list[tuple[Link, Pending]] = []
+        self._arrivals: dict[int, dict[int, Pending]] = {}
+        self._kept: list[SentPush] = []
+        self._keeps_pushes = any(link.has_backup for link in links)
         self._is_last = True
         self._meetings = 0
         self._waited, self._pushing, self._steps = 0.0, 0.0, 0
+        for server, link in enumerate(links):
+            link.catch_up = partial(self._repeat_answered, server)
         for name, parameter in parameters.items():
             self._weights.hold(name, parameter.data)
             parameter.data = self._weights.view(name)
@@ -74,8 +91,8 @@ class Worker:
 
     def train_step(self, microbatches: Sequence[Batch], step: int) -> StepResult:
         """Sends this shard's gradients of ``step`` and asks for the next weights."""
-        for session in self.sessions:
-            session.tell(Op.STEP, step, self.version)
+        for link in self.links:
+            link.attempt(lambda session: session.tell(Op.STEP, step, self.version))
         self._meetings = 0
         self._prepare()
         loss = accumulate(
@@ -89,10 +106,15 @@ class Worker:
         )
         self.settle()  # what forward did not use must be there too before it is asked for anew
         self._send_rest()
-        self._send_trailer(float(loss), targets_of(microbatches), microbatches[0].step_targets, self._norm())
-        self._gradients.clear()
-        self._expect_weights()
-        result = self._hear_result(step)
+        trailer = self._send_trailer(
+            float(loss), targets_of(microbatches), microbatches[0].step_targets, self._norm()
+        )
+        push = SentPush(step=step, base=self.version, vectors=self._gradients.host, trailer=trailer)
+        if not self._keeps_pushes:
+            self._gradients.clear()  # while the servers work
+        result = self._hear_result(push)
+        if self._keeps_pushes:
+            self._gradients.clear()
         self.done, self._steps = step + 1, self._steps + 1
         return result
 
@@ -124,9 +146,14 @@ class Worker:
         self._send_bucket(number, self._gradients.on_host(number))
 
     def _send_bucket(self, number: int, vector: Tensor) -> None:
-        for session, cut in zip(self.sessions, self.layout.buckets[number].cuts, strict=True):
+        for link, cut in zip(self.links, self.layout.buckets[number].cuts, strict=True):
             if cut.start < cut.stop:
-                self._sends.append(session.start_send(vector[cut], PUSH + 2 * number))
+                self._start_send(link, vector[cut], PUSH + 2 * number)
+
+    def _start_send(self, link: Link, tensor: Tensor, tag: int = BODY) -> None:
+        sending = link.attempt(lambda session: session.start_send(tensor, tag))
+        if sending is not None:
+            self._sends.append((link, sending))
 
     def _send_rest(self) -> None:
         """Buckets with a parameter that had no gradient in the last microbatch."""
@@ -134,17 +161,19 @@ class Worker:
             if missing:
                 self._send(number)
 
-    def _send_trailer(self, *numbers: float) -> None:
+    def _send_trailer(self, *numbers: float) -> Tensor:
         """What completes a push: loss, targets, the step's targets, norm; and who has a gradient."""
         mask = [float(name in self._touched) for bucket in self.layout.buckets for name in bucket.starts]
         trailer = torch.tensor([*numbers, *mask], dtype=torch.float64)
-        self._sends += [session.start_send(trailer) for session in self.sessions]
+        for link in self.links:
+            self._start_send(link, trailer)
         self._finish_sending()
+        return trailer
 
     def _finish_sending(self) -> None:
         began = time.perf_counter()
-        for sending in self._sends:
-            sending.wait()
+        for link, sending in self._sends:
+            link.attempt(partial(_wait, sending))
         self._pushing += time.perf_counter() - began
         self._sends = []
 
@@ -152,28 +181,32 @@ class Worker:
         """Of this worker's own gradient, where the mode asks for it."""
         return float(total_norm(map(self._gradients.view, self.parameters))) if self._own_norm else 0.0
 
-    def _expect_weights(self) -> None:
+    def _expect_weights(self, server: int, session: Session) -> None:
         """Posts the receipt of every bucket, so that a server's answer needs no further question."""
         for number, bucket in enumerate(self.layout.buckets):
-            vector = self._weights.host[number]
-            self._arrivals[number] = [
-                session.start_receive(vector[cut], PULL + 2 * number)
-                for session, cut in zip(self.sessions, bucket.cuts, strict=True)
-                if cut.start < cut.stop
-            ]
+            cut = bucket.cuts[server]
+            if cut.start < cut.stop:
+                arrival = session.start_receive(self._weights.host[number][cut], PULL + 2 * number)
+                self._arrivals.setdefault(number, {})[server] = arrival
 
-    def _hear_result(self, step: int) -> StepResult:
+    def _hear_result(self, push: SentPush) -> StepResult:
+        for server, link in enumerate(self.links):
+            link.attempt(partial(self._expect_weights, server))
         began = time.perf_counter()
-        answers = [session.hear().numbers for session in self.sessions]
+        answers = [
+            link.exchange(Session.hear, again=partial(self._repeat, push, server)).numbers
+            for server, link in enumerate(self.links)
+        ]
         self._waited += time.perf_counter() - began
         version, norm, loss, updated, stop_at = answers[0][:5]
         self.version, self.stop_at = int(version), int(stop_at)
+        self._keep(push, since=int(min(answer[0] for answer in answers)))
         dtype = self._weights.host[0].dtype
         return StepResult(
             loss=torch.tensor(loss / self.num_workers, dtype=torch.float64),
             grad_norm=torch.tensor(norm, dtype=dtype),
             updated=bool(updated),
-            meet=step + 1 == self.stop_at,
+            meet=push.step + 1 == self.stop_at,
         )
 
     def _arrive(self, numbers: Sequence[int]) -> None:
@@ -182,8 +215,12 @@ class Worker:
             if number not in self._arrivals:
                 continue
             began = time.perf_counter()
-            for arrival in self._arrivals.pop(number):
-                arrival.wait()
+            for server, arrival in list(self._arrivals[number].items()):
+                link = self.links[server]
+                link.attempt(partial(_wait, arrival))
+                if link.error is not None:
+                    link.exchange(partial(self._receive_rest, server))
+            del self._arrivals[number]
             self._weights.to_device(number)
             self._waited += time.perf_counter() - began
 
@@ -194,23 +231,31 @@ class Worker:
     def fetch(self) -> None:
         """Takes the servers' weights as they are now."""
         self.settle()
-        for session in self.sessions:
-            session.tell(Op.FETCH)
-        self._expect_weights()
-        answers = [session.hear().numbers for session in self.sessions]
+        asks = [partial(self._ask_for_weights, server) for server in range(len(self.links))]
+        for link, ask in zip(self.links, asks, strict=True):
+            link.attempt(ask)
+        answers = [
+            link.exchange(Session.hear, again=ask).numbers for link, ask in zip(self.links, asks, strict=True)
+        ]
         self.version = int(answers[0][0])
         self.settle()
 
+    def _ask_for_weights(self, server: int, session: Session) -> None:
+        session.tell(Op.FETCH)
+        self._expect_weights(server, session)
+
     def place(self) -> None:
-        """Makes this model's weights the servers'."""
+        """Makes this model's weights the servers'. The loss of a server meanwhile ends the job."""
         self.settle()
-        for session in self.sessions:
-            session.tell(Op.PLACE)
+        for link in self.links:
+            link.session.tell(Op.PLACE)
         for number in range(len(self.layout.buckets)):
             self._send_bucket(number, self._weights.on_host(number))
         self._finish_sending()
-        for session in self.sessions:
-            session.hear()
+        for link in self.links:
+            if link.error is not None:
+                raise link.error
+            link.session.hear()
 
     def eval_step(self, batch: Batch) -> Mapping[str, Tensor]:
         """The task's sums over one batch."""
@@ -236,19 +281,27 @@ class Worker:
     def meet(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sums over all workers, by the first server; waits for them."""
         self.settle()
-        vector, lead = flatten(sums), self.sessions[0]
+        vector = flatten(sums)
         self._meetings += 1
-        lead.tell(Op.MEET, self.done, self._meetings, vector.numel())
-        lead.send(vector)
-        return unflatten(lead.receive(torch.empty_like(vector)), sums)
+
+        def talk(session: Session) -> Tensor:
+            session.tell(Op.MEET, self.done, self._meetings, vector.numel())
+            session.send(vector)
+            return session.receive(torch.empty_like(vector))
+
+        return unflatten(self.links[0].exchange(talk), sums)
 
     def tally(self, sums: Mapping[str, Tensor], *, vote: bool) -> dict[str, Tensor]:
         """The sums of what every worker sent last, this one's included; waits for nobody."""
-        vector, lead = flatten(sums), self.sessions[0]
-        lead.tell(Op.TALLY, vote, vector.numel())
-        lead.send(vector)
-        self.stop_at = int(lead.hear().numbers[0])
-        return unflatten(lead.receive(torch.empty_like(vector)), sums)
+        vector = flatten(sums)
+
+        def talk(session: Session) -> Tensor:
+            session.tell(Op.TALLY, vote, vector.numel())
+            session.send(vector)
+            self.stop_at = int(session.hear().numbers[0])
+            return session.receive(torch.empty_like(vector))
+
+        return unflatten(self.links[0].exchange(talk), sums)
 
     @property
     def may_stop(self) -> bool:
@@ -257,10 +310,10 @@ class Worker:
 
     def measures(self) -> dict[str, float]:
         """This worker's numbers per step, and the first server's, since they were last asked for."""
-        facts: dict[str, float] = self.sessions[0].ask(Op.FACTS).text
+        facts: dict[str, float] = self.links[0].exchange(lambda session: session.ask(Op.FACTS)).text
         steps = max(self._steps, 1)
-        sent = sum(session.sent for session in self.sessions)
-        received = sum(session.received for session in self.sessions)
+        sent = sum(link.session.sent for link in self.links)
+        received = sum(link.session.received for link in self.links)
         own = {
             "waited_seconds": self._waited / steps,
             "push_seconds": self._pushing / steps,
@@ -268,24 +321,64 @@ class Worker:
             "pulled_mb": received / steps / 1e6,
         }
         self._waited, self._pushing, self._steps = 0.0, 0.0, 0
-        for session in self.sessions:
-            session.sent = session.received = 0
+        for link in self.links:
+            link.session.sent = link.session.received = 0
         return {"staleness": facts.pop("staleness"), **own, **facts}
 
     def join(self) -> int:
         """Enters the running job with its weights; the step to begin at."""
         told = -1
-        for session in self.sessions:
-            told = int(session.ask(Op.JOIN, told).numbers[0])
+        for link in self.links:
+            told = int(link.exchange(lambda session: session.ask(Op.JOIN, told)).numbers[0])  # noqa: B023
         self.done = told
         self.fetch()
         return told
 
     def leave(self) -> None:
-        """Says that nothing more will come."""
+        """Says that nothing more will come, and waits until that is known."""
         self.settle()
-        for session in self.sessions:
-            session.tell(Op.LEAVE)
+        for link in self.links:
+            link.exchange(lambda session: session.ask(Op.LEAVE))
+
+    def _keep(self, push: SentPush, *, since: int) -> None:
+        """Keeps what was answered but is in no update yet: steps from ``since`` on."""
+        self._kept = [kept for kept in self._kept if kept.step >= since]
+        if push.step >= since and self._keeps_pushes:
+            self._kept.append(replace(push, vectors=[vector.clone() for vector in push.vectors]))
+
+    def _repeat_answered(self, server: int, session: Session) -> None:
+        for push in self._kept:
+            self._push_again(push, server, session, op=Op.AGAIN)
+
+    def _repeat(self, push: SentPush, server: int, session: Session) -> None:
+        self._push_again(push, server, session, op=Op.STEP)
+        self._expect_weights(server, session)
+
+    def _push_again(self, push: SentPush, server: int, session: Session, *, op: Op) -> None:
+        session.tell(op, push.step, push.base)
+        for number, bucket in enumerate(self.layout.buckets):
+            cut = bucket.cuts[server]
+            if cut.start < cut.stop:
+                session.start_send(push.vectors[number][cut], PUSH + 2 * number).wait()
+        session.send(push.trailer)
+
+    def _receive_rest(self, server: int, session: Session) -> None:
+        """Of a server that took over: its weights, where those of the lost one had not come yet."""
+        waiting = [number for number, arrivals in self._arrivals.items() if server in arrivals]
+        session.tell(Op.FETCH)
+        session.hear()
+        for number, bucket in enumerate(self.layout.buckets):
+            part = torch.empty_like(self._weights.host[number][bucket.cuts[server]])
+            if part.numel():
+                session.start_receive(part, PULL + 2 * number).wait()
+            if number in waiting:
+                self._weights.host[number][bucket.cuts[server]] = part
+        for number in waiting:
+            del self._arrivals[number][server]
+
+
+def _wait(message: Pending, session: Session) -> None:
+    message.wait()
 
 
 def targets_of(microbatches: Sequence[Batch]) -> int:
