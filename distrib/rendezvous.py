@@ -151,7 +151,7 @@ def process_group(world: World, *, backend: str | None = None) -> None:
             start_checking(world, dist.PrefixStore("checked", store))  # type: ignore[attr-defined]
 
 
-def pair(world: World, name: str, *, rank: int, peer: str) -> ProcessGroupGloo:
+def pair(world: World, name: str, *, rank: int, peer: str, limit: float | None = None) -> ProcessGroupGloo:
     """A process group of two ranks alone, besides torch's default one; gloo, for tensors on the CPU.
 
     Args:
@@ -159,17 +159,18 @@ def pair(world: World, name: str, *, rank: int, peer: str) -> ProcessGroupGloo:
         name: the same on both sides, and never used twice.
         rank: 0 or 1.
         peer: the other side, in words.
+        limit: seconds in which the other side must come; None: ``world.collective_timeout``.
 
-    Raises `LaunchError` where the other side does not come within ``world.collective_timeout`` seconds.
+    Raises `LaunchError` where it does not.
     """
     from torch.distributed import PrefixStore, ProcessGroupGloo  # type: ignore[attr-defined]
 
     _stay_on_this_machine(world)
     store = PrefixStore(f"pair/{name}", world.store)
-    limit = timedelta(seconds=world.collective_timeout)
+    seconds = timedelta(seconds=limit or world.collective_timeout)
     with _translated(world):
         try:
-            return ProcessGroupGloo(store, rank, 2, limit)
+            return ProcessGroupGloo(store, rank, 2, seconds)
         except RuntimeError as error:
             first = str(error).splitlines()[0]
             raise PeerLostError(f"rank {world.rank} did not reach {peer}: {first}") from error

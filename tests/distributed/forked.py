@@ -30,6 +30,11 @@ class Fault:
     again_after: float | None = None
     """Seconds until a killed rank is started anew, or a stopped one continued."""
 
+    @property
+    def brings_back(self) -> bool:
+        """Whether the rank gets another life."""
+        return self.again_after is not None and self.signal == "SIGKILL"
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobPlan:
@@ -45,6 +50,12 @@ class JobPlan:
     limit: float = 60.0
     """Seconds until the job must be over."""
     collective_timeout: float = 60.0
+
+    @property
+    def num_workers(self) -> int:
+        """The ranks below train, the others serve."""
+        per_part = 1 + self.options.get("server_backups", 0)
+        return int(self.size - self.options.get("num_servers", 1) * per_part)
 
 
 class Diary:
@@ -85,16 +96,23 @@ def live(plan: JobPlan, rank: int, folder: Path, *, rejoin: int) -> None:
         strategy.setup(job_for(proof), world)
         diary.note("set up", rejoin=rejoin)
         weights = strategy.run(lambda: steps(strategy, plan, proof, diary, rank, rejoin))
-        diary.note("done", weights=weights)
+        diary.note("done", weights=weights, **served(strategy))
     except Exception as error:  # noqa: BLE001 (whatever it is, it is written down)
         diary.note("failed", kind=type(error).__name__, text=str(error), trace=traceback.format_exc())
     finally:
         strategy.close()
 
 
+def served(strategy: Any) -> dict[str, Any]:
+    """How many updates a rank knows of that served or kept a part."""
+    server = strategy._server
+    held = getattr(server, "_server", server)  # a backup's own
+    return {} if held is None else {"updates": held.hall.version}
+
+
 def wait_for_joined(plan: JobPlan, folder: Path) -> None:
     """Returns when every rank that was to be started again has begun its second life."""
-    back = [fault.rank for fault in plan.faults if fault.again_after is not None]
+    back = [fault.rank for fault in plan.faults if fault.brings_back and fault.rank < plan.num_workers]
     while any(sum(e["event"] == "first" for e in read(folder, rank)) < 2 for rank in back):
         time.sleep(0.02)
 
@@ -154,6 +172,7 @@ class Running:
         self.plan, self.folder = plan, folder
         self.pids = {rank: fork(plan, rank, folder) for rank in range(plan.size)}
         self.alive = set(self.pids)
+        self.lives = dict.fromkeys(self.pids, 1)
         self.waiting = list(plan.faults)
         self.later: list[tuple[float, Fault]] = []
         self.seen: list[dict[str, Any]] = []
@@ -181,7 +200,7 @@ class Running:
     def _strike(self) -> None:
         """Sends the signals that are due. A rank that serves begins no step: rank 0's count for it."""
         for fault in list(self.waiting):
-            clock = fault.rank if fault.rank < self.plan.size - self.plan.options.get("num_servers", 1) else 0
+            clock = fault.rank if fault.rank < self.plan.num_workers else 0
             begun = [
                 e["at"] for e in read(self.folder, clock) if e["event"] == "begin" and e["step"] == fault.step
             ]
@@ -203,7 +222,8 @@ class Running:
                 continue
             if fault.rank in self.alive:
                 os.waitpid(self.pids[fault.rank], 0)
-            self.pids[fault.rank] = fork(self.plan, fault.rank, self.folder, rejoin=1)
+            rejoin, self.lives[fault.rank] = self.lives[fault.rank], self.lives[fault.rank] + 1
+            self.pids[fault.rank] = fork(self.plan, fault.rank, self.folder, rejoin=rejoin)
             self.alive.add(fault.rank)
 
     def _reap(self) -> None:

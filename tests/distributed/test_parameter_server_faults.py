@@ -187,7 +187,7 @@ def drill(seed: int) -> JobPlan:
 def assert_bounded(plan: JobPlan, outcome: Outcome) -> int:
     """Whoever began step t had weights with all updates before step t - staleness, and every living worker
     had done that many steps; returns how many steps a worker had done more than another, at most."""
-    staleness, workers = plan.options["staleness"], range(plan.size - 1)
+    staleness, workers = plan.options["staleness"], range(plan.num_workers)
     assert outcome["in_time"]
     died = {fault["rank"]: fault["at"] for fault in outcome["faults"]}
     begun = {

@@ -13,7 +13,6 @@ from torch import Tensor
 from distrib.core import Batch, StepResult
 from distrib.parallel.state import entry, load_replica, named_weights, optimizer_slots
 from distrib.state import Entry, StateReader, StateWriter
-from distrib.strategies.parameter_server.session import Op
 from distrib.strategies.parameter_server.worker import Worker, targets_of
 
 
@@ -59,14 +58,14 @@ class Averaging(Worker):
 
     def _exchange(self, step: int) -> bool:
         """Sends the parameters and takes what comes back; whether all workers stop here."""
-        for session in self.sessions:
-            session.tell(Op.STEP, step, self.version)
+        self._up.begin(step=step, base=self.version)
         before = self._copies() if self.elastic else []
         for number in range(len(self.layout.buckets)):
-            self._send_bucket(number, self._weights.on_host(number))
-        self._send_trailer(0.0, self._targets, 1.0, 0.0)
-        self._expect_weights()
-        stops = self._hear_result(step).meet
+            self._send_whole(number, self._weights)
+        push = self._up.finish(
+            0.0, self._targets, 1.0, 0.0, step=step, base=self.version, touched=self._touched
+        )
+        stops = self._hear_result(push).meet
         self._targets = 0
         if self.elastic:
             self.settle()  # what came is how far to move

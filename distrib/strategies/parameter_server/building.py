@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from distrib.core import Job
-from distrib.errors import ConfigError
+from distrib.errors import ConfigError, LaunchError
 from distrib.parallel.replica import Replica
 from distrib.strategies.parameter_server.agreement import Agreement
 from distrib.strategies.parameter_server.averaging import Averaging
+from distrib.strategies.parameter_server.backup import Backup
 from distrib.strategies.parameter_server.doors import Doors
 from distrib.strategies.parameter_server.hall import Hall
 from distrib.strategies.parameter_server.layout import Layout, in_forward_order, make_layout
+from distrib.strategies.parameter_server.ledger import Ledger
+from distrib.strategies.parameter_server.link import Link
 from distrib.strategies.parameter_server.packing import Packing, packing_of
 from distrib.strategies.parameter_server.part import Part
 from distrib.strategies.parameter_server.rules import Averaged, Bounded, Elastic, Rules, Unbounded
 from distrib.strategies.parameter_server.server import Server
+from distrib.strategies.parameter_server.terms import NOBODY, Terms
 from distrib.strategies.parameter_server.updates import Alone, Centre, Mean, Summed, Update
 from distrib.strategies.parameter_server.worker import Worker
 from distrib.world import World
@@ -38,19 +42,28 @@ def worker(options: ParameterServer, job: Job, world: World) -> Worker:
     doors = _doors(options, world, patience=PATIENCE)
     if world.rejoin:
         doors.knock()
-    num_workers = world.size - options.num_servers
+    num_workers = options.num_workers(world.size)
     built = _kind(options, job, num_workers=num_workers)(
         job,
         replica,
         _layout(options, parameters),
         parameters=parameters,
-        sessions=[doors.open(rank, number=world.rejoin) for rank in range(num_workers, world.size)],
+        links=[_link(options, doors, world, part=part) for part in range(options.num_servers)],
         number=world.rank,
         num_workers=num_workers,
         packing=_packing(options),
     )
     built.wait_in_forward(users)
     return built
+
+
+def _link(options: ParameterServer, doors: Doors, world: World, *, part: int) -> Link:
+    terms = _terms(options, world, part=part) if options.server_backups else None
+    return Link(doors, options.num_workers(world.size) + part, number=world.rejoin, terms=terms)
+
+
+def _terms(options: ParameterServer, world: World, *, part: int) -> Terms:
+    return Terms(world, part=part, first=options.num_workers(world.size) + part)
 
 
 def _kind(options: ParameterServer, job: Job, *, num_workers: int) -> Callable[..., Worker]:
@@ -62,50 +75,85 @@ def _kind(options: ParameterServer, job: Job, *, num_workers: int) -> Callable[.
     return partial(Averaging, stride=options.average_every, elastic=options.elastic is not None)
 
 
-def server(options: ParameterServer, job: Job, world: World) -> Server:
-    """This rank's part of a fresh model, and a session with the other servers.
+def server(options: ParameterServer, job: Job, world: World) -> Server | Backup:
+    """This rank's part of a fresh model, with a session with its backup or with the server it backs up."""
+    number = world.rank - options.num_workers(world.size)
+    part, is_backup = number % options.num_servers, number >= options.num_servers
+    doors = _doors(options, world, patience=1.0)
+    if not options.server_backups:
+        return _fresh_server(options, job, world, doors, part=part)
+    partner = world.rank + (-options.num_servers if is_backup else options.num_servers)
+    terms = _terms(options, world, part=part)
+    built = _fresh_server(options, job, world, doors, part=part, terms=terms, partner=partner)
+    if world.rejoin:
+        return _late_backup(built, doors, world, terms)
+    session = doors.open(partner)
+    if is_backup:
+        return Backup(built, session, terms, rank=world.rank)
+    built.ledger.begin(session, whole=False)
+    return built
 
-    The model is built whole to be cut, as on every rank; the rest of it is freed.
-    """
+
+def _late_backup(built: Server, doors: Doors, world: World, terms: Terms) -> Backup:
+    """Of a rank that was lost and started again: who took over from it has its part."""
+    holder = terms.holder()
+    if holder.rank in (world.rank, NOBODY):
+        raise LaunchError(f"rank {world.rank} was started again, but nobody has kept its part meanwhile")
+    doors.knock()
+    session = doors.open(holder.rank, number=world.rejoin, since=holder.since, patience=PATIENCE)
+    terms.holder()  # it may have gone on alone since
+    return Backup(built, session, terms, rank=world.rank)
+
+
+def _fresh_server(
+    options: ParameterServer,
+    job: Job,
+    world: World,
+    doors: Doors,
+    *,
+    part: int,
+    terms: Terms | None = None,
+    partner: int | None = None,
+) -> Server:
+    """The model is built whole to be cut, as on every rank; the rest of it is freed."""
     parameters, _ = in_forward_order(job.build_model())
-    num_workers = world.size - options.num_servers
-    part = Part(
-        job,
-        _layout(options, parameters),
-        server=world.rank - num_workers,
-        weights={name: p.data for name, p in parameters.items()},
-    )
+    weights = {name: p.data for name, p in parameters.items()}
+    held = Part(job, _layout(options, parameters), server=part, weights=weights)
     hall = Hall(
         _rules(options),
-        num_workers=num_workers,
+        num_workers=options.num_workers(world.size),
         may_lose=partial(options.may_lose, num_processes=world.size),
         min_workers=options.min_workers or 1,
     )
-    doors = _doors(options, world, patience=1.0)
-    agreement = _agreement(doors, world, num_workers=num_workers)
-    update = _update(options, part, hall, agreement)
-    return Server(part, hall, doors=doors, update=update, packing=_packing(options))
-
-
-def _update(options: ParameterServer, part: Part, hall: Hall, agreement: Agreement) -> Update:
-    if options.mode == "async":
-        return Alone(part, hall, damping=options.damping)
-    if options.mode != "average":
-        return Summed(part, hall, agreement)
-    return (
-        Mean(part, hall, agreement) if options.elastic is None else Centre(part, hall, share=options.elastic)
+    ledger = Ledger(held, hall, rank=world.rank, terms=terms)
+    agreement = _agreement(options, doors, world, part=part)
+    update = _update(options, held, hall, ledger, agreement)
+    return Server(
+        held, hall, doors=doors, update=update, ledger=ledger, partner=partner, packing=_packing(options)
     )
 
 
-def _agreement(doors: Doors, world: World, *, num_workers: int) -> Agreement:
-    leads = world.rank == num_workers
-    others = range(num_workers + 1, world.size) if leads else [num_workers]
-    return Agreement([doors.open(rank) for rank in others], leads=leads, num_workers=num_workers)
+def _update(options: ParameterServer, part: Part, hall: Hall, ledger: Ledger, agreement: Agreement) -> Update:
+    if options.mode == "async":
+        return Alone(part, hall, ledger, damping=options.damping)
+    if options.mode != "average":
+        return Summed(part, hall, ledger, agreement=agreement)
+    if options.elastic is None:
+        return Mean(part, hall, ledger, agreement=agreement)
+    return Centre(part, hall, ledger, share=options.elastic)
+
+
+def _agreement(options: ParameterServer, doors: Doors, world: World, *, part: int) -> Agreement:
+    first = options.num_workers(world.size)
+    others = range(first + 1, first + options.num_servers) if part == 0 else [first]
+    needed = options.mode != "async" and options.elastic is None
+    sessions = [doors.open(rank) for rank in others] if needed else []
+    return Agreement(sessions, leads=part == 0, num_workers=first)
 
 
 def _doors(options: ParameterServer, world: World, *, patience: float) -> Doors:
     limit = patience * (options.silent_after or world.collective_timeout)
-    return Doors(world, num_workers=world.size - options.num_servers, limit=limit)
+    return Doors(world, num_workers=options.num_workers(world.size), limit=limit)
 
 
 def _packing(options: ParameterServer) -> Packing | None:

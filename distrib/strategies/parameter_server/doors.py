@@ -29,16 +29,25 @@ class Doors:
     def __init__(self, world: World, *, num_workers: int, limit: float) -> None:
         self._world, self._num_workers, self._limit = world, num_workers, limit
 
-    def open(self, other: int, *, number: int = 0) -> Session:
-        """A session with rank ``other``, which opens it too; ``number`` tells a restart's from the last.
+    def open(self, other: int, *, number: int = 0, since: int = 0, patience: float | None = None) -> Session:
+        """A session with rank ``other``, which opens it too.
+
+        Args:
+            number: of a worker's restarts, to tell its sessions apart.
+            since: the term since which the server holds its part.
+            patience: how many times the limit the other may take to come; None: it may be starting still.
 
         Raises `LaunchError` where the other does not come, or does not show the token of this job.
         """
         low, high = sorted((self._world.rank, other))
-        name, side = f"{low}-{high}-{number}", int(self._world.rank == high)
+        name = f"{low}-{high}-{number}" + (f"-{since}" if since else "")
+        side = int(self._world.rank == high)
         peer = f"{'worker' if other < self._num_workers else 'server'} rank {other}"
         session = Session(
-            pair(self._world, name, rank=side, peer=peer), rank=side, peer=peer, limit=self._limit
+            pair(self._world, name, rank=side, peer=peer, limit=patience and patience * self._limit),
+            rank=side,
+            peer=peer,
+            limit=self._limit,
         )
         ours, theirs = self._proof(name, side), self._proof(name, 1 - side)
         sending = session.start_send(torch.frombuffer(bytearray(ours), dtype=torch.uint8))
@@ -52,10 +61,10 @@ class Doors:
         return hmac.digest(self._world.token.encode(), f"{name}/{side}".encode(), "sha256")
 
     def knock(self) -> None:
-        """Asks the servers to open for this worker, which was started again."""
+        """Asks to be let in by who holds the parts now: this rank was started again."""
         self._world.store.set(f"knock/{self._world.rank}", str(self._world.rejoin))
 
-    def knocked(self, worker: int) -> int:
-        """The number of a worker's latest restart that asks for sessions; 0: none."""
-        key = f"knock/{worker}"
+    def knocked(self, rank: int) -> int:
+        """The number of a rank's latest restart that asks for sessions; 0: none."""
+        key = f"knock/{rank}"
         return int(self._world.store.get(key)) if self._world.store.check([key]) else 0

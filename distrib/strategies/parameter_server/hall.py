@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from distrib.errors import LaunchError, TrainingError
@@ -27,7 +29,7 @@ class Meeting:
     """Vectors that are added up once everyone has come."""
 
     came: dict[int, Tensor] = field(default_factory=dict)
-    gone: int = 0
+    total: Tensor | None = None
 
 
 class EndedError(Exception):
@@ -79,8 +81,10 @@ class Hall:
         if self.version is None:
             self.version = self._first = push.step if self.rules.collective else 0
         push.base = max(push.base, self._first)
-        self.seats[push.rank].clock = push.step + 1
-        if self.rules.collective and push.step < self.version:
+        seat = self.seats[push.rank]
+        seat.clock = max(seat.clock, push.step + 1)
+        is_over = self.rules.collective and push.step < self.version
+        if is_over or push.step < seat.applied:  # the latter: sent again to a server that took over
             push.applied = True
             return
         self.pushes.append(push)
@@ -97,6 +101,8 @@ class Hall:
         over = [p for p in self.pushes if p in used or (self.rules.collective and p.step == self.version)]
         for push in over:
             push.applied = True
+            if push.rank in self.seats:
+                self.seats[push.rank].applied = push.step + 1
         self.pushes = [push for push in self.pushes if not push.applied]
         self.version += self.rules.stride
         self.result = result
@@ -145,14 +151,17 @@ class Hall:
             meeting = self._meetings.setdefault(key, Meeting())
             meeting.came[rank] = vector
         with self.told():
-            self.wait_for(lambda: self._all_came(key[0], meeting))
-            meeting.gone += 1
-            if meeting.gone == len(meeting.came):
-                self._meetings.pop(key, None)
-            total = vector.new_zeros(vector.shape)
-            for _, value in sorted(meeting.came.items()):
-                total += value
-        return total
+            self.wait_for(lambda: meeting.total is not None or self._all_came(key[0], meeting))
+            if meeting.total is None:
+                meeting.total, meeting.came = sum_of(meeting.came), {}
+                self._forget_meetings(but=key)
+            return meeting.total
+
+    def _forget_meetings(self, *, but: tuple[int, int]) -> None:
+        """Totals of this meeting and the one before are kept: a server that takes over may be asked again."""
+        over = [key for key, meeting in self._meetings.items() if meeting.total is not None and key != but]
+        for key in over[:-1]:
+            del self._meetings[key]
 
     def _all_came(self, step: int, meeting: Meeting) -> bool:
         return {seat.rank for seat in self.seats.values() if seat.since < step} <= meeting.came.keys()
@@ -164,7 +173,45 @@ class Hall:
             if vote and not self.stop_at:
                 furthest = max(seat.clock for seat in self.seats.values())
                 self.stop_at = (furthest // self.rules.stride + 1) * self.rules.stride
-            total = vector.new_zeros(vector.shape)
-            for value in self._tallies.values():
-                total += value
-        return total
+            return sum_of(self._tallies)
+
+    def state(self) -> dict[str, Any]:
+        """What a server that takes over must know of this one, as JSON; with the state held."""
+        return {
+            "version": self.version,
+            "first": self._first,
+            "result": asdict(self.result),
+            "seats": [asdict(seat) for seat in self.seats.values()],
+            "lost": list(self.lost.items()),
+            "tallies": [[rank, vector.tolist()] for rank, vector in self._tallies.items()],
+            "meetings": [
+                [key, meeting.total.tolist()]
+                for key, meeting in self._meetings.items()
+                if meeting.total is not None
+            ],
+            "stop_at": self.stop_at,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes over another server's state."""
+        self.version, self._first, self.stop_at = state["version"], state["first"], state["stop_at"]
+        self.result = Result(**state["result"])
+        self.seats = {values["rank"]: Seat(**values) for values in state["seats"]}
+        self.lost = dict(state["lost"])
+        self._tallies = {rank: as_vector(values) for rank, values in state["tallies"]}
+        self._meetings = {
+            (step, count): Meeting(total=as_vector(values)) for (step, count), values in state["meetings"]
+        }
+
+
+def sum_of(vectors: Mapping[int, Tensor]) -> Tensor:
+    """In the order of ranks: the same to the bit whoever came first."""
+    total = torch.zeros_like(next(iter(vectors.values())))
+    for _, vector in sorted(vectors.items()):
+        total += vector
+    return total
+
+
+def as_vector(values: list[float]) -> Tensor:
+    """As it was before it was told."""
+    return torch.tensor(values, dtype=torch.float64)

@@ -42,6 +42,8 @@ class Seat:
     """The first step that cannot be finished without it; -1: there from the start."""
     clock: int = 0
     """Steps it has done."""
+    applied: int = 0
+    """The step after the last one that an update was made of; 0: none yet."""
 
 
 class Rules(Protocol):

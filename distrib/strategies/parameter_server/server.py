@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch.distributed import DistError
 from distrib.errors import LaunchError
 from distrib.strategies.parameter_server.doors import Doors
 from distrib.strategies.parameter_server.hall import EndedError, Hall
+from distrib.strategies.parameter_server.ledger import Ledger
 from distrib.strategies.parameter_server.packing import Packing
 from distrib.strategies.parameter_server.part import Part
 from distrib.strategies.parameter_server.rules import Push
@@ -21,72 +23,130 @@ from distrib.strategies.parameter_server.session import PULL, PUSH, Message, Op,
 from distrib.strategies.parameter_server.updates import Update
 
 LOOK_SECONDS = 0.1
-"""How often a server that lacks a worker looks whether it has been started again."""
+"""How often a server that lacks a rank looks whether it has been started again."""
+TAKEN_OVER_PATIENCE = 3.0
+"""How many times longer than ever a worker may take to come to a server's backup: it may have been at
+work, and then have waited twice that time for the lost server."""
 
 
 class Server:
-    """Holds one `Part`, and serves until every worker has left."""
+    """Holds one `Part`, and serves until every worker has left.
+
+    Args:
+        partner: the rank that may become this server's backup while it runs; None: there is none.
+    """
 
     def __init__(
-        self, part: Part, hall: Hall, *, doors: Doors, update: Update, packing: Packing | None
+        self,
+        part: Part,
+        hall: Hall,
+        *,
+        doors: Doors,
+        update: Update,
+        ledger: Ledger,
+        partner: int | None,
+        packing: Packing | None,
     ) -> None:
-        self.part, self.hall, self.facts = part, hall, update.facts
-        self._doors, self._make_update = doors, update
+        self.part, self.hall, self.facts, self.ledger = part, hall, update.facts, ledger
         self.packing = packing
+        self.since = 0
+        """The term in which this rank came to hold the part; 0: from the start."""
+        self._doors, self._make_update, self._partner = doors, update, partner
         self._names = [name for bucket in part.layout.buckets for name in bucket.starts]
         self._restarts = dict.fromkeys(range(hall.num_workers), 0)
+        self._looked_at = 0.0
 
     def serve(self) -> None:
         """Returns when all workers have left. Raises what made it impossible to go on."""
-        for rank in range(self.hall.num_workers):
-            self._attend(rank)
         try:
+            if self.since:
+                self._restarts |= {rank: self._doors.knocked(rank) for rank in self.hall.seats}
+            for rank in list(self.hall.seats):
+                self._attend(rank)
             while self.hall.seats:
-                pushes = self._next()
-                if pushes:
+                if pushes := self._next():
                     self._update(pushes)
-                else:
-                    self._look_for_restarts()
+                self._look_for_restarts()
         except EndedError:
             assert self.hall.failure is not None
+            self.ledger.end(self.hall.failure)
             raise self.hall.failure from None
         except BaseException as error:
             self.hall.fail(error)
+            self.ledger.end(error)
             raise
+        self.ledger.end(None)
 
     def _next(self) -> list[Push]:
-        """The next update's pushes; empty after a while where a worker is missing, and at the end."""
+        """The next update's pushes; empty after a while where a rank is missing, and at the end."""
         with self.hall.changed:
-            timeout = LOOK_SECONDS if self.hall.lost else None
+            timeout = LOOK_SECONDS if self._misses_somebody else None
             self.hall.wait_for(lambda: bool(self.hall.due()) or not self.hall.seats, timeout=timeout)
             return self.hall.due()
 
+    @property
+    def _misses_somebody(self) -> bool:
+        return bool(self.hall.lost) or self.ledger.is_vacant
+
     def _look_for_restarts(self) -> None:
-        for rank in list(self.hall.lost):
-            try:
-                number = self._doors.knocked(rank)
-            except DistError:
-                return  # rank 0 has ended and its store with it: its session says the rest
-            if number > self._restarts[rank]:
-                self._restarts[rank] = number
-                self._attend(rank)
+        """Now and then, however busy: takes in who was lost and has been started again."""
+        now = time.monotonic()
+        if not self._misses_somebody or now < self._looked_at + LOOK_SECONDS:
+            return
+        self._looked_at = now
+        try:
+            for rank in list(self.hall.lost):
+                if self._came_again(rank):
+                    self._attend(rank)
+            if self.ledger.is_vacant and self._partner is not None and self._came_again(self._partner):
+                self._take_backup(self._partner)
+        except DistError:
+            pass  # rank 0 has ended and its store with it: its session says the rest
+
+    def _came_again(self, rank: int) -> bool:
+        """Whether a rank has been started again since this was last asked."""
+        before = self._restarts.get(rank, 0)
+        self._restarts[rank] = self._doors.knocked(rank)
+        return self._restarts[rank] > before
+
+    def _take_backup(self, rank: int) -> None:
+        try:
+            session = self._doors.open(rank, number=self._restarts[rank], since=self.since, patience=1.0)
+        except LaunchError as error:
+            print(f"notice: no backup: {error}", file=sys.stderr, flush=True)
+            return
+        self.ledger.begin(session, whole=True)
+        print(f"notice: rank {rank} is this server's backup", file=sys.stderr, flush=True)
 
     def _attend(self, rank: int) -> None:
         # A daemon: it may be waiting for a worker when the server ends, and gloo's waits cannot be broken.
         threading.Thread(target=self._hear, args=(rank,), name=f"worker-{rank}", daemon=True).start()
 
     def _hear(self, rank: int) -> None:
+        number = self._restarts[rank]
         try:
-            session = self._doors.open(rank, number=self._restarts[rank])
+            patience = TAKEN_OVER_PATIENCE if self.since else None
+            session = self._doors.open(rank, number=number, since=self.since, patience=patience)
             Desk(self, session, rank).serve()
-            self.hall.leave(rank)
+            with self.hall.told():  # the server ends with the last one, who must be answered before
+                self.hall.leave(rank)
+                self.ledger.keep()
+                session.tell(Op.LEAVE)
         except LaunchError as error:
-            print(f"{error}", file=sys.stderr, flush=True)
-            self.hall.lose(rank, error)
+            self._lose(rank, error, number=number)
         except EndedError:
             pass
         except BaseException as error:  # noqa: BLE001 (the main thread raises it)
             self.hall.fail(error)
+
+    def _lose(self, rank: int, error: LaunchError, *, number: int) -> None:
+        """A worker's session has failed; of one that has been started again meanwhile, it is an old one."""
+        if number != self._restarts[rank]:
+            return
+        print(f"{error}", file=sys.stderr, flush=True)
+        with suppress(EndedError):
+            self.hall.lose(rank, error)
+            self.ledger.keep()
 
     def _update(self, pushes: list[Push]) -> None:
         began = time.perf_counter()
@@ -111,8 +171,9 @@ class Desk:
         self._server, self._session, self._rank = server, session, rank
         self._part, self._hall = server.part, server.hall
         self._spare: Tensor | None = None
-        self._answers: dict[int, Callable[[Message], None]] = {
+        self._answers: dict[int, Callable[[Message], object]] = {
             Op.STEP: self._step,
+            Op.AGAIN: self._take_push,
             Op.FETCH: self._fetch,
             Op.PLACE: self._place,
             Op.MEET: self._meet,
@@ -130,8 +191,18 @@ class Desk:
             self._answers[message.op](message)
 
     def _step(self, message: Message) -> None:
+        push = self._take_push(message)
+        with self._hall.changed:
+            self._hall.wait_for(lambda: self._hall.rules.may_go_on(push, version=self._hall.version or 0))
+            weights = self._weights_for(push)
+            numbers = (self._hall.version or 0, *self._result_of(push), self._hall.stop_at)
+        self._session.tell(Op.STEP, *numbers)
+        self._send_buckets(weights)
+
+    def _take_push(self, message: Message) -> Push:
         step, base = int(message.numbers[0]), int(message.numbers[1])
         vector = torch.empty_like(self._part.vector) if self._spare is None else self._spare
+        self._spare = None
         self._receive_gradient(vector)
         trailer = torch.empty(5 + self._server.num_parameters, dtype=torch.float64)
         loss, targets, step_targets, norm, waited = self._session.receive(trailer)[:5].tolist()
@@ -149,12 +220,7 @@ class Desk:
         with self._hall.told():
             self._server.facts.waited(self._rank, waited)
             self._hall.push(push)
-        with self._hall.changed:
-            self._hall.wait_for(lambda: self._hall.rules.may_go_on(push, version=self._hall.version or 0))
-            weights = self._weights_for(push)
-            numbers = (self._hall.version or 0, *self._result_of(push), self._hall.stop_at)
-        self._session.tell(Op.STEP, *numbers)
-        self._send_buckets(weights)
+        return push
 
     def _result_of(self, push: Push) -> tuple[float, float, bool]:
         """Norm, loss and whether there was an update; of a step still to be finished, what is known of it."""
@@ -182,23 +248,29 @@ class Desk:
         with self._hall.told(), torch.no_grad():
             self._part.vector.copy_(weights)
             self._part.finish_loading()
+            self._server.ledger.whole()
         self._session.tell(Op.PLACE)
 
     def _meet(self, message: Message) -> None:
         step, count, length = map(int, message.numbers[:3])
         vector = self._session.receive(torch.empty(length, dtype=torch.float64))
-        self._session.send(self._hall.meet(self._rank, (step, count), vector))
+        total = self._hall.meet(self._rank, (step, count), vector)
+        self._server.ledger.keep()
+        self._session.send(total)
 
     def _tally(self, message: Message) -> None:
         vote, length = bool(message.numbers[0]), int(message.numbers[1])
         vector = self._session.receive(torch.empty(length, dtype=torch.float64))
         total = self._hall.tally(self._rank, vector, vote=vote)
+        self._server.ledger.keep()
         self._session.tell(Op.TALLY, self._hall.stop_at)
         self._session.send(total)
 
     def _join(self, message: Message) -> None:
         told = int(message.numbers[0])
-        self._session.tell(Op.JOIN, self._hall.join(self._rank, None if told < 0 else told))
+        begin = self._hall.join(self._rank, None if told < 0 else told)
+        self._server.ledger.keep()
+        self._session.tell(Op.JOIN, begin)
 
     def _get(self, message: Message) -> None:
         with self._hall.changed:

@@ -53,7 +53,24 @@ class Op(IntEnum):
     FACTS = auto()
     """Answered with what the server has measured."""
     LEAVE = auto()
-    """The worker is done; nothing is answered."""
+    """The worker is done; answered when all who must know do."""
+    AGAIN = auto()
+    """Gradients of a step that was answered already follow, for a server that took over; not answered."""
+
+
+class Note(IntEnum):
+    """What a server tells its backup."""
+
+    STATE = auto()
+    """What it knows of its workers, as JSON; answered."""
+    UPDATE = auto()
+    """The gradient of an update and then its `STATE` follow."""
+    WHOLE = auto()
+    """The weights, the optimizer's slots, and then the `STATE` follow."""
+    BEAT = auto()
+    """It lives; nothing is answered."""
+    END = auto()
+    """It has ended, for the reason that comes as text; null: all workers have left."""
 
 
 @dataclass(frozen=True, kw_only=True)

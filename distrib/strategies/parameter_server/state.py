@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distrib.parallel.state import entry, named_weights
 from distrib.state import Entry, StateReader, StateWriter
-from distrib.strategies.parameter_server.session import Op, as_bytes
+from distrib.strategies.parameter_server.session import Op, Session, as_bytes
 
 if TYPE_CHECKING:
     from distrib.strategies.parameter_server.worker import Worker
@@ -31,7 +31,9 @@ def save(worker: Worker, writer: StateWriter) -> None:
 
 
 def _slot_entries(worker: Worker) -> Iterator[Entry]:
-    by_server: list[Slots] = [session.ask(Op.SLOTS).text for session in worker.sessions]
+    by_server: list[Slots] = [
+        link.exchange(lambda session: session.ask(Op.SLOTS)).text for link in worker.links
+    ]
     for name, parameter in worker.replica.module.named_parameters():
         found = next((slots[name] for slots in by_server if slots.get(name)), {})
         for slot, (is_cut, type_name) in found.items():
@@ -43,17 +45,21 @@ def _slot_entries(worker: Worker) -> Iterator[Entry]:
 
 def _gather(worker: Worker, name: str, slot: str, *, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     whole = torch.empty(shape, dtype=dtype)
-    for server, session in enumerate(worker.sessions):
+    for server, link in enumerate(worker.links):
         for piece in worker.layout.pieces[server]:
             if piece.name == name:
                 target = whole.view(-1)[piece.elements] if shape else whole
-                session.tell(Op.GET, text=[name, slot])
-                session.receive(as_bytes(target))
+                link.exchange(partial(_get, name, slot, target))
     return whole
 
 
+def _get(name: str, slot: str, target: Tensor, session: Session) -> None:
+    session.tell(Op.GET, text=[name, slot])
+    session.receive(as_bytes(target))
+
+
 def load_optimizer(worker: Worker, reader: StateReader) -> None:
-    """Sends a checkpoint's optimizer state to the servers."""
+    """Sends a checkpoint's optimizer state to the servers. The loss of one meanwhile ends the job."""
     for full_name in sorted(reader.names("optimizer")):
         _put(worker, reader, full_name)
 
@@ -63,9 +69,9 @@ def _put(worker: Worker, reader: StateReader, full_name: str) -> None:
     name, slot = full_name.rsplit("/", 1)
     value = reader.read("optimizer", full_name)
     is_cut = name in worker.parameters and value.shape == worker.parameters[name].shape and value.ndim > 0
-    for server, session in enumerate(worker.sessions):
+    for server, link in enumerate(worker.links):
         for piece in worker.layout.pieces[server]:
             if piece.name == name:
                 part = value.reshape(-1)[piece.elements].clone() if is_cut else value
-                session.tell(Op.PUT, text=[name, slot, str(part.dtype), list(part.shape)])
-                session.send(as_bytes(part))
+                link.session.tell(Op.PUT, text=[name, slot, str(part.dtype), list(part.shape)])
+                link.session.send(as_bytes(part))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from distrib.state import StateReader, StateWriter
+    from distrib.strategies.parameter_server.backup import Backup
     from distrib.strategies.parameter_server.server import Server
     from distrib.strategies.parameter_server.worker import Worker
 
@@ -42,7 +43,11 @@ class ParameterServer(Strategy):
             each counts by the targets it has learnt from (McMahan et al. 2017, arXiv:1602.05629). The
             workers' optimizers stay apart; a checkpoint has their mean. Between two exchanges, evaluation and
             checkpoint are of the mean, which nobody goes on from.
-        num_servers: ranks that serve.
+        num_servers: parts that the model is cut into, each served by a rank of its own.
+        server_backups: 1: the last ``num_servers`` ranks are backups, in the order of the servers, so that
+            ``2 * num_servers`` ranks serve. A server makes no update known before its backup has it. When a
+            server is lost its backup goes on in its place and no update is lost; started again
+            (``launcher.rejoins``) it becomes the backup. Not for ``mode=average``.
         staleness, average_every: of ``mode=stale`` and of ``mode=average`` (H), in steps.
         damping: of ``mode=async``: divides the learning rate of a late gradient by how many times older
             its weights were than with equally fast workers (after Zhang et al. 2016, arXiv:1511.05950).
@@ -64,7 +69,7 @@ class ParameterServer(Strategy):
         silent_after: seconds until a rank that says nothing is given up; null: ``timeouts.collective``.
     """
 
-    _server: Server | None = None
+    _server: Server | Backup | None = None
     _worker: Worker | None = None
 
     def __init__(
@@ -72,6 +77,7 @@ class ParameterServer(Strategy):
         *,
         mode: Literal["sync", "stale", "async", "average"] = "sync",
         num_servers: int = 1,
+        server_backups: int = 0,
         staleness: int = 1,
         damping: bool = False,
         average_every: int = 10,
@@ -84,6 +90,7 @@ class ParameterServer(Strategy):
     ) -> None:
         self.mode = mode
         self.num_servers = num_servers
+        self.server_backups = server_backups
         self.staleness = staleness
         self.damping = damping
         self.average_every = average_every
@@ -104,9 +111,14 @@ class ParameterServer(Strategy):
 
         check(self, num_processes=num_processes)
 
+    def num_workers(self, num_processes: int) -> int:
+        """Ranks that train: the first ones."""
+        return num_processes - self.num_servers * (1 + self.server_backups)
+
     def may_lose(self, rank: int, *, num_processes: int) -> bool:
-        is_worker = 0 < rank < num_processes - self.num_servers
-        return is_worker and (self.mode != "sync" or self.min_workers is not None)
+        if rank >= self.num_workers(num_processes):
+            return self.server_backups > 0
+        return rank > 0 and (self.mode != "sync" or self.min_workers is not None)
 
     def setup(self, job: Job, world: World) -> None:
         self.check(num_processes=world.size)
@@ -115,14 +127,14 @@ class ParameterServer(Strategy):
 
         check_job(job)
         self._world = world
-        if world.rank < world.size - self.num_servers:
+        if world.rank < self.num_workers(world.size):
             self._worker = building.worker(self, job, world)
         else:
             self._server = building.server(self, job, world)
 
     @property
     def shard(self) -> DataShard:
-        return DataShard(index=self._world.rank, count=self._world.size - self.num_servers)
+        return DataShard(index=self._world.rank, count=self.num_workers(self._world.size))
 
     def train_step(self, microbatches: Sequence[Batch], step: int) -> StepResult:
         return self._working.train_step(microbatches, step)

@@ -11,6 +11,7 @@ import torch
 from distrib.strategies.parameter_server.agreement import Agreement
 from distrib.strategies.parameter_server.facts import Facts
 from distrib.strategies.parameter_server.hall import Hall, Result
+from distrib.strategies.parameter_server.ledger import Ledger
 from distrib.strategies.parameter_server.part import Part
 from distrib.strategies.parameter_server.rules import Push
 
@@ -18,8 +19,8 @@ from distrib.strategies.parameter_server.rules import Push
 class Update(ABC):
     """Makes one update of a part and notes it in the hall."""
 
-    def __init__(self, part: Part, hall: Hall) -> None:
-        self._part, self._hall = part, hall
+    def __init__(self, part: Part, hall: Hall, ledger: Ledger) -> None:
+        self._part, self._hall, self._ledger = part, hall, ledger
         self.facts = Facts(num_workers=hall.num_workers)
 
     @abstractmethod
@@ -37,8 +38,8 @@ class Summed(Update):
     Where a worker is missing, its targets are too: the sum is divided by those that are there.
     """
 
-    def __init__(self, part: Part, hall: Hall, agreement: Agreement) -> None:
-        super().__init__(part, hall)
+    def __init__(self, part: Part, hall: Hall, ledger: Ledger, *, agreement: Agreement) -> None:
+        super().__init__(part, hall, ledger)
         self._agreement = agreement
         self._sum = torch.empty_like(part.vector)
 
@@ -54,8 +55,10 @@ class Summed(Update):
         used, version = [by_rank[rank] for rank in ranks], pushes[0].step
         norm, loss = math.sqrt(square), sum(push.loss for push in used) * self._factor(used)
         lr = self._part.job.lr(version)
-        with self._hall.told():
-            updated = bool(used) and self._part.update(self._sum, touched=touched, norm=norm, lr=lr)
+        if not used:
+            touched, norm = frozenset(), math.nan  # no update, on the backup neither
+        with self._hall.told(), self._ledger.update(self._sum, touched=touched, norm=norm, lr=lr):
+            updated = self._part.update(self._sum, touched=touched, norm=norm, lr=lr)
             self._count(used, version=version)
             self._hall.finish(pushes, Result(norm=norm, loss=loss, updated=updated))
 
@@ -87,8 +90,8 @@ class Alone(Update):
             equally fast: then each push misses those of all others.
     """
 
-    def __init__(self, part: Part, hall: Hall, *, damping: bool) -> None:
-        super().__init__(part, hall)
+    def __init__(self, part: Part, hall: Hall, ledger: Ledger, *, damping: bool) -> None:
+        super().__init__(part, hall, ledger)
         self._damping = damping
 
     def __call__(self, pushes: list[Push]) -> None:
@@ -96,25 +99,29 @@ class Alone(Update):
         share = push.targets / push.step_targets
         with self._hall.told():
             version = self._hall.version or 0
-            result = self._update(push, share, version - push.base) if share else Result()
             self._count(pushes, version=version)
-            self._hall.finish(pushes, result)
+            if share:
+                self._update(push, share, version - push.base)
+            else:
+                self._hall.finish(pushes, Result())
+                self._ledger.keep()
 
-    def _update(self, push: Push, share: float, staleness: int) -> Result:
+    def _update(self, push: Push, share: float, staleness: int) -> None:
         norm = push.norm / share
         lr = self._part.job.lr(push.step) * share
         if self._damping:
             lr /= max(1.0, (staleness + 1) / len(self._hall.seats))
         push.vector /= share
-        updated = self._part.update(push.vector, touched=push.touched, norm=norm, lr=lr)
-        return Result(norm=norm, loss=push.loss / share, updated=updated)
+        with self._ledger.update(push.vector, touched=push.touched, norm=norm, lr=lr):
+            updated = self._part.update(push.vector, touched=push.touched, norm=norm, lr=lr)
+            self._hall.finish([push], Result(norm=norm, loss=push.loss / share, updated=updated))
 
 
 class Mean(Update):
     """The mean of the workers' parameters, in which each counts by the targets it has learnt from."""
 
-    def __init__(self, part: Part, hall: Hall, agreement: Agreement) -> None:
-        super().__init__(part, hall)
+    def __init__(self, part: Part, hall: Hall, ledger: Ledger, *, agreement: Agreement) -> None:
+        super().__init__(part, hall, ledger)
         self._agreement = agreement
 
     def __call__(self, pushes: list[Push]) -> None:
@@ -138,8 +145,8 @@ class Centre(Update):
         share: of their difference, by which each of the two moves.
     """
 
-    def __init__(self, part: Part, hall: Hall, *, share: float) -> None:
-        super().__init__(part, hall)
+    def __init__(self, part: Part, hall: Hall, ledger: Ledger, *, share: float) -> None:
+        super().__init__(part, hall, ledger)
         self._share = share
 
     def __call__(self, pushes: list[Push]) -> None:

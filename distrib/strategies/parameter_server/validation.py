@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
 def check(strategy: ParameterServer, *, num_processes: int) -> None:
     """Raises `ConfigError` for what cannot run."""
-    servers, workers = strategy.num_servers, num_processes - strategy.num_servers
+    _check_backups(strategy)
+    servers, workers = strategy.num_servers, strategy.num_workers(num_processes)
     if servers < 1:
         raise ConfigError("strategy.num_servers", servers, "at least 1 is needed")
     if workers < 1:
+        least = num_processes - workers + 1
         remedy = (
-            f"{num_processes} processes leave no worker; start at least {servers + 1} "
-            f"(launcher.num_processes={servers + 1})"
+            f"{num_processes} processes leave no worker; start at least {least} "
+            f"(launcher.num_processes={least})"
         )
         raise ConfigError("strategy.num_servers", servers, remedy)
     if strategy.staleness < 0:
@@ -71,3 +73,15 @@ def _check_compression(strategy: ParameterServer) -> None:
         raise ConfigError("strategy.compression", strategy.compression, remedy)
     if not 0 < strategy.topk_share <= 1:
         raise ConfigError("strategy.topk_share", strategy.topk_share, "a share above 0, and at most 1")
+
+
+def _check_backups(strategy: ParameterServer) -> None:
+    backups = strategy.server_backups
+    if backups not in (0, 1):
+        raise ConfigError("strategy.server_backups", backups, "0 or 1: every server has one, or none")
+    if backups and strategy.mode == "average":
+        remedy = "mode=average keeps no backups: its workers hold the weights; strategy.server_backups=0"
+        raise ConfigError("strategy.server_backups", backups, remedy)
+    if backups and strategy.num_servers > 1 and strategy.mode != "async":
+        remedy = f"not with strategy.num_servers={strategy.num_servers}, unless mode=async; take one server"
+        raise ConfigError("strategy.server_backups", backups, remedy)

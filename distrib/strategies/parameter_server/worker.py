@@ -17,12 +17,15 @@ from distrib.parallel.replica import Replica
 from distrib.parallel.state import load_weights
 from distrib.state import StateReader, StateWriter
 from distrib.strategies.parameter_server import state
+from distrib.strategies.parameter_server.downlink import Downlink
 from distrib.strategies.parameter_server.feedback import Feedback
 from distrib.strategies.parameter_server.layout import Layout
+from distrib.strategies.parameter_server.link import Link
 from distrib.strategies.parameter_server.outbox import Outbox
 from distrib.strategies.parameter_server.packing import Packing
-from distrib.strategies.parameter_server.session import PULL, PUSH, Op, Pending, Session
+from distrib.strategies.parameter_server.session import Op, Session
 from distrib.strategies.parameter_server.spent import Spent
+from distrib.strategies.parameter_server.uplink import SentPush, Uplink
 from distrib.strategies.parameter_server.vectors import Vectors
 
 
@@ -34,7 +37,7 @@ class Worker:
 
     Args:
         replica: the model; its optimizer is never stepped.
-        sessions: one per server, in order.
+        links: one per server, in order.
         number: this worker's, of ``num_workers``.
         packing: how its gradients are sent; None: as they are.
         own_norm: the mode needs the norm of this worker's own gradient.
@@ -47,13 +50,13 @@ class Worker:
         layout: Layout,
         *,
         parameters: Mapping[str, nn.Parameter],
-        sessions: Sequence[Session],
+        links: Sequence[Link],
         number: int,
         num_workers: int,
         packing: Packing | None,
         own_norm: bool,
     ) -> None:
-        self.job, self.replica, self.layout, self.sessions = job, replica, layout, sessions
+        self.job, self.replica, self.layout, self.links = job, replica, layout, links
         self.parameters = parameters
         self.version = self.stop_at = self.done = 0
         self.num_workers, self._own_norm = num_workers, own_norm
@@ -61,11 +64,11 @@ class Worker:
         self._bucket_of = {name: n for n, bucket in enumerate(layout.buckets) for name in bucket.starts}
         self._missing: list[set[str]] = []
         self._touched: set[str] = set()
-        self._sends: list[Pending] = []
-        self._arrivals: dict[int, list[Pending]] = {}
         self._is_last = True
         self._meetings = 0
         self.spent = Spent()
+        self._up = Uplink(layout, links=links, spent=self.spent)
+        self._down = Downlink(layout, self._weights, links=links, spent=self.spent)
         self._outbox: Outbox | None = None
         if packing is not None:
             errors = Feedback(layout, parameters, worker=number, num_workers=num_workers)
@@ -82,12 +85,11 @@ class Worker:
         """
         for module, names in users:
             buckets = sorted({self._bucket_of[name] for name in names})
-            module.register_forward_pre_hook(lambda *_, buckets=buckets: self._arrive(buckets))
+            module.register_forward_pre_hook(lambda *_, buckets=buckets: self._down.arrive(buckets))
 
     def train_step(self, microbatches: Sequence[Batch], step: int) -> StepResult:
         """Sends this shard's gradients of ``step`` and asks for the next weights."""
-        for session in self.sessions:
-            session.tell(Op.STEP, step, self.version)
+        self._up.begin(step=step, base=self.version)
         self._meetings = 0
         targets = targets_of(microbatches)
         self._prepare(targets)
@@ -101,11 +103,12 @@ class Worker:
             hold_sync=self._hold,
         )
         self.settle()  # what forward did not use must be there too before it is asked for anew
-        self._send_rest()
-        self._send_trailer(float(loss), targets, microbatches[0].step_targets, self._norm())
-        self._gradients.clear()
-        self._expect_weights()
-        result = self._hear_result(step)
+        push = self._finish_push(float(loss), targets, microbatches[0].step_targets, step=step)
+        if not self._up.keeps:
+            self._gradients.clear()  # while the servers work
+        result = self._hear_result(push)
+        if self._up.keeps:
+            self._gradients.clear()
         self.done = step + 1
         self.spent.steps += 1
         return result
@@ -138,101 +141,83 @@ class Worker:
 
     def _send(self, number: int) -> None:
         if self._outbox is None:
-            self._send_bucket(number, self._gradients.on_host(number))
-            return
-        messages = self._outbox.messages(number, self.layout.buckets[number].cuts)
-        for session, message in zip(self.sessions, messages, strict=True):
-            if message.numel():
-                self._sends.append(session.start_send(message, PUSH + 2 * number))
+            self._send_whole(number, self._gradients)
+        else:
+            self._up.send(number, self._outbox.messages(number, self.layout.buckets[number].cuts))
 
-    def _send_bucket(self, number: int, vector: Tensor) -> None:
-        for session, cut in zip(self.sessions, self.layout.buckets[number].cuts, strict=True):
-            if cut.start < cut.stop:
-                self._sends.append(session.start_send(vector[cut], PUSH + 2 * number))
+    def _send_whole(self, number: int, vectors: Vectors) -> None:
+        """A bucket as it is."""
+        vector = vectors.on_host(number)
+        self._up.send(number, [vector[cut] for cut in self.layout.buckets[number].cuts])
 
-    def _send_rest(self) -> None:
-        """Buckets with a parameter that had no gradient in the last microbatch."""
+    def _finish_push(self, loss: float, targets: int, step_targets: int, *, step: int) -> SentPush:
         for number, missing in enumerate(self._missing):
-            if missing:
+            if missing:  # of a parameter that had no gradient in the last microbatch
                 self._send(number)
-
-    def _send_trailer(self, *numbers: float) -> None:
-        """What completes a push: loss, targets, the step's targets, norm, waiting; and who has a gradient."""
         touched = self._touched
         if self._outbox is not None:
             touched = touched | self._outbox.also_sent(self.parameters.keys() - touched)
-        mask = [float(name in touched) for bucket in self.layout.buckets for name in bucket.starts]
-        trailer = torch.tensor([*numbers, self.spent.tell(), *mask], dtype=torch.float64)
-        self._sends += [session.start_send(trailer) for session in self.sessions]
-        self._finish_sending()
+        # Of what was sent of this worker's own gradient, where the mode asks for it.
+        norm = float(total_norm(map(self._gradients.view, self.parameters))) if self._own_norm else 0.0
+        return self._up.finish(
+            loss, targets, step_targets, norm, step=step, base=self.version, touched=touched
+        )
 
-    def _finish_sending(self) -> None:
-        with self.spent.on("push"):
-            for sending in self._sends:
-                sending.wait()
-        self._sends = []
-
-    def _norm(self) -> float:
-        """Of what was sent of this worker's own gradient, where the mode asks for it."""
-        return float(total_norm(map(self._gradients.view, self.parameters))) if self._own_norm else 0.0
-
-    def _expect_weights(self) -> None:
-        """Posts the receipt of every bucket, so that a server's answer needs no further question."""
-        for number, bucket in enumerate(self.layout.buckets):
-            vector = self._weights.host[number]
-            self._arrivals[number] = [
-                session.start_receive(vector[cut], PULL + 2 * number)
-                for session, cut in zip(self.sessions, bucket.cuts, strict=True)
-                if cut.start < cut.stop
-            ]
-
-    def _hear_result(self, step: int) -> StepResult:
+    def _hear_result(self, push: SentPush) -> StepResult:
+        for server, link in enumerate(self.links):
+            link.attempt(partial(self._down.expect, server))
         with self.spent.on("waited"):
-            answers = [session.hear().numbers for session in self.sessions]
+            answers = [
+                link.exchange(Session.hear, again=partial(self._repeat, push, server)).numbers
+                for server, link in enumerate(self.links)
+            ]
         version, norm, loss, updated, stop_at = answers[0][:5]
         self.version, self.stop_at = int(version), int(stop_at)
+        self._up.keep(push, since=int(min(answer[0] for answer in answers)))
         dtype = self._weights.host[0].dtype
         return StepResult(
             loss=torch.tensor(loss / self.num_workers, dtype=torch.float64),
             grad_norm=torch.tensor(norm, dtype=dtype),
             updated=bool(updated),
-            meet=step + 1 == self.stop_at,
+            meet=push.step + 1 == self.stop_at,
         )
 
-    def _arrive(self, numbers: Sequence[int]) -> None:
-        """Waits for buckets that are still on their way."""
-        for number in numbers:
-            if number not in self._arrivals:
-                continue
-            with self.spent.on("pull"):
-                for arrival in self._arrivals.pop(number):
-                    arrival.wait()
-                self._weights.to_device(number)
+    def _repeat(self, push: SentPush, server: int, session: Session) -> None:
+        self._up.repeat(push, server, session)
+        self._down.expect(server, session)
 
     def settle(self) -> None:
         """Waits until all weights that were asked for are there."""
-        self._arrive(range(len(self.layout.buckets)))
+        self._down.settle()
 
     def fetch(self) -> None:
         """Takes the servers' weights as they are now."""
         self.settle()
-        for session in self.sessions:
-            session.tell(Op.FETCH)
-        self._expect_weights()
-        answers = [session.hear().numbers for session in self.sessions]
+        asks = [partial(self._ask_for_weights, server) for server in range(len(self.links))]
+        for link, ask in zip(self.links, asks, strict=True):
+            link.attempt(ask)
+        answers = [
+            link.exchange(Session.hear, again=ask).numbers for link, ask in zip(self.links, asks, strict=True)
+        ]
         self.version = int(answers[0][0])
         self.settle()
 
+    def _ask_for_weights(self, server: int, session: Session) -> None:
+        session.tell(Op.FETCH)
+        self._down.expect(server, session)
+
     def place(self) -> None:
-        """Makes this model's weights the servers'."""
+        """Makes this model's weights the servers'. The loss of a server meanwhile ends the job."""
         self.settle()
-        for session in self.sessions:
-            session.tell(Op.PLACE)
+        for link in self.links:
+            link.session.tell(Op.PLACE)
         for number in range(len(self.layout.buckets)):
-            self._send_bucket(number, self._weights.on_host(number))
-        self._finish_sending()
-        for session in self.sessions:
-            session.hear()
+            self._send_whole(number, self._weights)
+        self._up.wait()
+        for link in self.links:
+            if link.error is not None:
+                raise link.error
+            link.session.hear()
 
     def eval_step(self, batch: Batch) -> Mapping[str, Tensor]:
         """The task's sums over one batch."""
@@ -262,11 +247,15 @@ class Worker:
     def meet(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sums over all workers, by the first server; waits for them."""
         self.settle()
-        vector, lead = flatten(sums), self.sessions[0]
+        vector = flatten(sums)
         self._meetings += 1
-        lead.tell(Op.MEET, self.done, self._meetings, vector.numel())
-        lead.send(vector)
-        return unflatten(lead.receive(torch.empty_like(vector)), sums)
+
+        def talk(session: Session) -> Tensor:
+            session.tell(Op.MEET, self.done, self._meetings, vector.numel())
+            session.send(vector)
+            return session.receive(torch.empty_like(vector))
+
+        return unflatten(self.links[0].exchange(talk), sums)
 
     def tally(
         self, sums: Mapping[str, Tensor], *, per_step: Collection[str], votes: Collection[str]
@@ -276,11 +265,15 @@ class Worker:
         A step's numbers are this worker's, times the number of workers.
         """
         others = {name: value for name, value in sums.items() if name not in per_step}
-        vector, lead = flatten(others), self.sessions[0]
-        lead.tell(Op.TALLY, any(bool(sums[name]) for name in votes), vector.numel())
-        lead.send(vector)
-        self.stop_at = int(lead.hear().numbers[0])
-        total = unflatten(lead.receive(torch.empty_like(vector)), others)
+        vector, vote = flatten(others), any(bool(sums[name]) for name in votes)
+
+        def talk(session: Session) -> Tensor:
+            session.tell(Op.TALLY, vote, vector.numel())
+            session.send(vector)
+            self.stop_at = int(session.hear().numbers[0])
+            return session.receive(torch.empty_like(vector))
+
+        total = unflatten(self.links[0].exchange(talk), others)
         if not self.may_stop:
             total |= {name: total[name] * 0.0 for name in votes}
         return {**{name: sums[name].double().cpu() * self.num_workers for name in per_step}, **total}
@@ -295,33 +288,32 @@ class Worker:
 
         Of the servers' loads it is the highest; they hold equal parts, and count the same pushes.
         """
-        first, *others = [session.ask(Op.FACTS).text for session in self.sessions]
-        facts: dict[str, float] = first
+        told = [link.exchange(lambda session: session.ask(Op.FACTS)).text for link in self.links]
+        facts: dict[str, float] = told[0] | {"server_load": max(one["server_load"] for one in told)}
         steps = max(self.spent.steps, 1)
         own = {
             **self.spent.taken(),
-            "pushed_mb": sum(session.sent for session in self.sessions) / steps / 1e6,
-            "pulled_mb": sum(session.received for session in self.sessions) / steps / 1e6,
+            "pushed_mb": sum(link.session.sent for link in self.links) / steps / 1e6,
+            "pulled_mb": sum(link.session.received for link in self.links) / steps / 1e6,
         }
-        for session in self.sessions:
-            session.sent = session.received = 0
-        facts["server_load"] = max(told["server_load"] for told in (first, *others))
+        for link in self.links:
+            link.session.sent = link.session.received = 0
         return {"staleness": facts.pop("staleness"), **own, **facts}
 
     def join(self) -> int:
         """Enters the running job with its weights; the step to begin at."""
         told = -1
-        for session in self.sessions:
-            told = int(session.ask(Op.JOIN, told).numbers[0])
+        for link in self.links:
+            told = int(link.exchange(lambda session: session.ask(Op.JOIN, told)).numbers[0])  # noqa: B023
         self.done = told
         self.fetch()
         return told
 
     def leave(self) -> None:
-        """Says that nothing more will come."""
+        """Says that nothing more will come, and waits until that is known."""
         self.settle()
-        for session in self.sessions:
-            session.tell(Op.LEAVE)
+        for link in self.links:
+            link.exchange(lambda session: session.ask(Op.LEAVE))
 
 
 def targets_of(microbatches: Sequence[Batch]) -> int:

@@ -1,0 +1,98 @@
+"""What a worker sends to the servers: one message per bucket and server, then what completes the push."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from distrib.strategies.parameter_server.layout import Layout
+from distrib.strategies.parameter_server.link import Link
+from distrib.strategies.parameter_server.session import BODY, PUSH, Op, Pending, Session
+from distrib.strategies.parameter_server.spent import Spent
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentPush:
+    """What a worker has sent, whole, should it have to send it again."""
+
+    step: int
+    base: int
+    messages: Mapping[int, Sequence[Tensor]]
+    """By bucket one for each server, as they went."""
+    trailer: Tensor
+
+
+class Uplink:
+    """Sends pushes, and keeps those that a server's backup may not know of.
+
+    Args:
+        links: one per server, in order.
+    """
+
+    def __init__(self, layout: Layout, *, links: Sequence[Link], spent: Spent) -> None:
+        self._names = [name for bucket in layout.buckets for name in bucket.starts]
+        self._links, self._spent = links, spent
+        self._messages: dict[int, Sequence[Tensor]] = {}
+        self._sends: list[tuple[Link, Pending]] = []
+        self._kept: list[SentPush] = []
+        self.keeps = any(link.has_backup for link in links)
+        """Whether messages may be asked for again, and must not change before the push is answered."""
+        for server, link in enumerate(links):
+            link.catch_up = partial(self._repeat_answered, server)
+
+    def begin(self, *, step: int, base: int) -> None:
+        """Announces a push; it may take the whole of backward."""
+        self._messages = {}
+        for link in self._links:
+            link.attempt(lambda session: session.tell(Op.STEP, step, base))
+
+    def send(self, number: int, messages: Sequence[Tensor]) -> None:
+        """Starts a bucket's messages, one for each server; those that are empty do not go."""
+        self._messages[number] = messages
+        for link, message in zip(self._links, messages, strict=True):
+            if message.numel():
+                self._start(link, message, PUSH + 2 * number)
+
+    def finish(self, *numbers: float, step: int, base: int, touched: Collection[str]) -> SentPush:
+        """Completes the push by loss, targets, the step's targets, norm; and by who has a gradient."""
+        mask = [float(name in touched) for name in self._names]
+        trailer = torch.tensor([*numbers, self._spent.tell(), *mask], dtype=torch.float64)
+        for link in self._links:
+            self._start(link, trailer)
+        self.wait()
+        return SentPush(step=step, base=base, messages=self._messages, trailer=trailer)
+
+    def _start(self, link: Link, tensor: Tensor, tag: int = BODY) -> None:
+        sending = link.attempt(lambda session: session.start_send(tensor, tag))
+        if sending is not None:
+            self._sends.append((link, sending))
+
+    def wait(self) -> None:
+        """Until everything is through, or its link's loss is noted."""
+        with self._spent.on("push"):
+            for link, sending in self._sends:
+                link.attempt(lambda session: sending.wait())  # noqa: B023 (called at once)
+        self._sends = []
+
+    def keep(self, push: SentPush, *, since: int) -> None:
+        """Keeps what was answered but is in no update yet: steps from ``since`` on."""
+        self._kept = [kept for kept in self._kept if kept.step >= since]
+        if push.step >= since and self.keeps:
+            copies = {number: [m.clone() for m in messages] for number, messages in push.messages.items()}
+            self._kept.append(replace(push, messages=copies))
+
+    def _repeat_answered(self, server: int, session: Session) -> None:
+        for push in self._kept:
+            self.repeat(push, server, session, op=Op.AGAIN)
+
+    def repeat(self, push: SentPush, server: int, session: Session, *, op: Op = Op.STEP) -> None:
+        """Sends a push anew to whoever has taken over from a server."""
+        session.tell(op, push.step, push.base)
+        for number, messages in push.messages.items():
+            if messages[server].numel():
+                session.start_send(messages[server], PUSH + 2 * number).wait()
+        session.send(push.trailer)

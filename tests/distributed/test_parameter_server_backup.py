@@ -1,0 +1,156 @@
+"""Servers with a backup: a server is lost at any moment, and the run is the unbroken one."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any
+
+import pytest
+from forked import Fault, JobPlan
+from test_parameter_server_faults import Outcome, assert_bounded, events, finished, run_jobs
+
+from distrib.strategies.single import Single
+from distrib.testing.proof import Proof, global_batch, job_for, saved_weights
+from distrib.world import World
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+STEPS = 20
+OPTIONS: dict[str, Any] = {"server_backups": 1, "bucket_mb": 0.01}
+
+
+def plan(*faults: Fault, size: int = 4, **options: Any) -> JobPlan:
+    """Workers that are a little slow, so that a fault finds them at work."""
+    return JobPlan(
+        size=size,
+        options={**OPTIONS, **options},
+        proof={"steps": STEPS, "microbatch_size": 2},
+        faults=list(faults),
+        delays=[0.02] * (size - 2),
+    )
+
+
+SERVER, BACKUP = 2, 3
+PLANS = {
+    "server killed": plan(Fault(rank=SERVER, step=7, delay=0.005)),
+    "backup killed": plan(Fault(rank=BACKUP, step=7, delay=0.005)),
+    "both in turn": plan(
+        Fault(rank=SERVER, step=3, again_after=0.05), Fault(rank=BACKUP, step=14, delay=0.005)
+    ),
+    "server stopped": plan(Fault(rank=SERVER, step=7, signal="SIGSTOP", again_after=8.0), silent_after=2.0),
+    "async": plan(Fault(rank=1, step=7, delay=0.005), size=3, mode="async"),
+    "async, two workers": plan(Fault(rank=SERVER, step=7, delay=0.005), mode="async"),
+    "both at once": plan(Fault(rank=SERVER, step=7), Fault(rank=BACKUP, step=7)),
+}
+EXACT = ["server killed", "backup killed", "both in turn", "server stopped", "async"]
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, Outcome]:
+    """All of `PLANS`, run."""
+    return dict(zip(PLANS, run_jobs(list(PLANS.values()), limit=280), strict=True))
+
+
+@pytest.fixture(scope="module")
+def alone() -> tuple[list[float], list[float]]:
+    """One process's losses and final weights."""
+    strategy, losses = Single(), []
+    proof = Proof(strategy={}, **PLANS["async"].proof)
+    strategy.setup(job_for(proof), World())
+    for step in range(proof.steps):
+        batches = global_batch(proof, step)
+        losses.append(strategy.train_step(batches, step).loss.item() / batches[0].step_targets)
+    weights = saved_weights(strategy, World(), proof)
+    strategy.close()
+    return losses, [x for _, tensor in sorted(weights.items()) for x in tensor.view(-1).tolist()]
+
+
+def where(outcome: Outcome) -> list[str]:
+    """Where each rank stood at the end."""
+    return [f"{lines[-1:]} {log}" for lines, log in zip(outcome["ranks"], outcome["logs"], strict=True)]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_the_run_is_the_unbroken_one(
+    outcomes: dict[str, Outcome], alone: tuple[list[float], list[float]], name: str
+) -> None:
+    """Losses and final weights are those of one process, whoever was lost: no update, and none twice."""
+    outcome, (losses, weights) = outcomes[name], alone
+    assert outcome["in_time"], where(outcome)
+    assert finished(outcome, 0), outcome["ranks"][0][-1]
+    assert [event["loss"] for event in events(outcome, 0, "end")] == pytest.approx(losses, abs=1e-9)
+    assert events(outcome, 0, "done")[0]["weights"] == pytest.approx(weights, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["server killed", "both in turn", "server stopped", "async"])
+def test_who_takes_over_says_so(outcomes: dict[str, Outcome], name: str) -> None:
+    """With the number of updates, and the worker says whom it turns to."""
+    logs = outcomes[name]["logs"]
+    assert "serves in its place from update" in "".join(logs[len(logs) - 2 :])
+    assert "has taken over" in logs[0]
+
+
+def test_every_push_makes_one_update(outcomes: dict[str, Outcome]) -> None:
+    """Also in ``async``, where a push that is sent again could make two."""
+    outcome = outcomes["async, two workers"]
+    assert finished(outcome, 0)
+    assert finished(outcome, 1)
+    assert events(outcome, BACKUP, "done")[0]["updates"] == 2 * STEPS
+
+
+def test_a_stopped_server_serves_nobody_when_it_wakes_up(outcomes: dict[str, Outcome]) -> None:
+    """It must win the next term first, and its backup has."""
+    outcome = outcomes["server stopped"]
+    assert events(outcome, SERVER, "failed")
+    assert not finished(outcome, SERVER)
+    assert events(outcome, BACKUP, "done")[0]["updates"] == STEPS
+
+
+def test_workers_do_not_wait_for_a_backup_that_is_lost_too(outcomes: dict[str, Outcome]) -> None:
+    """They end by themselves, and name the server."""
+    outcome = outcomes["both at once"]
+    assert outcome["in_time"]
+    struck = outcome["faults"][-1]["at"]
+    ends = [events(outcome, rank, "failed")[0] for rank in (0, 1)]
+    assert all("lost server rank" in end["text"] for end in ends)
+    assert max(end["at"] for end in ends) - struck < 20
+
+
+def drill(seed: int) -> JobPlan:
+    """A server or backup killed at a random moment, in any mode."""
+    chance = random.Random(seed)
+    options: dict[str, Any] = chance.choice(
+        [{}, {"mode": "async"}, {"mode": "stale", "staleness": 1}, {"mode": "stale", "staleness": 3}]
+    )
+    kill = Fault(
+        rank=chance.choice([SERVER, SERVER, BACKUP]),
+        step=chance.randrange(1, STEPS - 1),
+        delay=chance.uniform(0.001, 0.04),
+    )
+    made = plan(kill, **options)
+    return dataclasses.replace(made, delays=[chance.choice([0.0, 0.003, 0.02]) for _ in range(2)])
+
+
+def assert_nothing_lost(made: JobPlan, outcome: Outcome, losses: list[float]) -> None:
+    """Every push made its one update; where that is the one process's run, so are the losses."""
+    mode = made.options.get("mode", "sync")
+    assert outcome["in_time"], where(outcome)
+    for rank in range(2):
+        assert finished(outcome, rank), outcome["ranks"][rank][-1]
+    updates = [event["updates"] for rank in (SERVER, BACKUP) for event in events(outcome, rank, "done")]
+    assert updates
+    assert set(updates) == {2 * STEPS if mode == "async" else STEPS}
+    if mode == "sync":
+        assert [event["loss"] for event in events(outcome, 0, "end")] == pytest.approx(losses, abs=1e-9)
+    if mode == "stale":
+        assert_bounded(made, outcome)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_a_server_killed_at_random_moments(alone: tuple[list[float], list[float]]) -> None:
+    """40 kills: no update is lost and none is made twice."""
+    plans = [drill(seed) for seed in range(40)]
+    for made, outcome in zip(plans, run_jobs(plans, limit=850), strict=True):
+        assert_nothing_lost(made, outcome, alone[0])
