@@ -41,6 +41,8 @@ PLANS = {
     "server stopped": plan(Fault(rank=SERVER, step=7, signal="SIGSTOP", again_after=8.0), silent_after=2.0),
     "async": plan(Fault(rank=1, step=7, delay=0.005), size=3, mode="async"),
     "async, two workers": plan(Fault(rank=SERVER, step=7, delay=0.005), mode="async"),
+    "top-k": plan(compression="topk", topk_share=0.3),
+    "top-k, server killed": plan(Fault(rank=SERVER, step=7, delay=0.005), compression="topk", topk_share=0.3),
     "both at once": plan(Fault(rank=SERVER, step=7), Fault(rank=BACKUP, step=7)),
 }
 EXACT = ["server killed", "backup killed", "both in turn", "server stopped", "async"]
@@ -81,6 +83,15 @@ def test_the_run_is_the_unbroken_one(
     assert finished(outcome, 0), outcome["ranks"][0][-1]
     assert [event["loss"] for event in events(outcome, 0, "end")] == pytest.approx(losses, abs=1e-9)
     assert events(outcome, 0, "done")[0]["weights"] == pytest.approx(weights, abs=1e-9)
+
+
+def test_a_push_sent_again_is_the_one_that_was_sent(outcomes: dict[str, Outcome]) -> None:
+    """Of a gradient of which a share is sent, the same share, and what was left out is not added twice."""
+    unbroken, killed = outcomes["top-k"], outcomes["top-k, server killed"]
+    assert finished(unbroken, 0)
+    assert finished(killed, 0), killed["ranks"][0][-1]
+    losses = [[event["loss"] for event in events(outcome, 0, "end")] for outcome in (unbroken, killed)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ["server killed", "both in turn", "server stopped", "async"])
