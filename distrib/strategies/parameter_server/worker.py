@@ -231,7 +231,7 @@ class Worker:
             self.fetch()
             state.save(self, writer)
         if self._outbox is not None:
-            self._outbox.save(writer)
+            pass
 
     def load(self, reader: StateReader, *, leads: bool) -> None:
         """Takes a checkpoint, which the rank that ``leads`` gives to the servers too."""
