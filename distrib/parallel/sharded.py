@@ -59,11 +59,12 @@ def shard_model(
         ),
         offload_policy=CPUOffloadPolicy(pin_memory=not is_cpu) if cpu_offload else OffloadPolicy(),
     )
-    model.to("cpu" if cpu_offload else device)
+    kept_on = "cpu" if cpu_offload else device
     blocks = transformer_blocks(model)
     for block in blocks:
-        shard(block, reshard_after_forward=reshard_after_forward and block is not blocks[-1])
-    shard(model, reshard_after_forward=False)
+        # moved in turn, so that the device holds no more than one that is whole
+        shard(block.to(kept_on), reshard_after_forward=reshard_after_forward and block is not blocks[-1])
+    shard(model.to(kept_on), reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
