@@ -52,7 +52,14 @@ OVERWRITING = {
 """Operations that do not ask what was in their first argument before."""
 RENAMING = {aten.detach.default, aten.alias.default}
 """Operations that do not touch memory. Other views do: torch checks that they are within it."""
-DIRECT = {Tensor.numpy, Tensor.__array__, Tensor.data_ptr, Tensor.__dlpack__}
+DIRECT = {
+    Tensor.numpy,
+    Tensor.__array__,
+    Tensor.__deepcopy__,
+    Tensor.__dlpack__,
+    Tensor.__reduce_ex__,
+    Tensor.data_ptr,
+}
 """Ways to a tensor's memory that pass by torch's operations."""
 
 
@@ -164,7 +171,7 @@ class Shares(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _part(self, key: int) -> None:
         kept = self._whole.pop(key)
         self._whole_bytes -= kept.size
-        if (storage := kept.open()) is not None:
+        if (storage := kept.open()) is not None and storage.resizable():
             _split(kept, storage)
             self._apart[key] = kept
 
@@ -215,8 +222,10 @@ class _Direct(TorchFunctionMode):
 
 
 def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
-    """What the plain tensors among ``values`` are views of."""
+    """The storages among ``values``, and those that plain tensors are views of."""
     for value in tree_leaves(values):
+        if isinstance(value, torch.UntypedStorage):
+            yield value
         if not isinstance(value, Tensor) or is_traceable_wrapper_subclass(value):  # type: ignore[unreachable]
             continue
         if value.layout == torch.strided and value.device.type != "meta":
