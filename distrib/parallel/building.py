@@ -9,8 +9,7 @@ it together again when an operation asks for it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -21,9 +20,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
     _disable_current_modes,
-    is_traceable_wrapper_subclass,
 )
-from torch.utils._pytree import tree_leaves
+
+from distrib.parallel.storages import Kept, join, split, storages_of
 
 T = TypeVar("T")
 
@@ -67,8 +66,9 @@ def build_in_shares(build: Callable[[], nn.Module], *, place: Callable[[nn.Modul
     """``place(build())`` on every rank of the default process group, which must all build the same.
 
     The peak is a rank's share of the model, `WHOLE_BYTES` or the largest operation's tensors if that is more,
-    and what ``place`` keeps. ``place`` is given a module whose parameters look whole; it splits them in any
-    order that is the same on all ranks. Raises RuntimeError where ranks ask for different tensors.
+    and what ``place`` keeps. ``place`` is given a module whose parameters look whole, and are, from when an
+    operation first touches them. It touches them in the same order on all ranks and drops what it has split.
+    Raises RuntimeError where ranks ask for different tensors.
     """
     if dist.get_world_size() == 1:
         return place(build())
@@ -83,24 +83,6 @@ def build_in_shares(build: Callable[[], nn.Module], *, place: Callable[[nn.Modul
     return placed
 
 
-@dataclass(kw_only=True)
-class _Kept:
-    """One storage that an operation of the build has made."""
-
-    number: int
-    storage: StorageWeakRef
-    size: int
-    is_blank: bool
-    """Whether nothing has been written to it."""
-    share: Tensor | None = None
-    """This rank's bytes while it is apart; of a blank one nothing is kept."""
-
-    def open(self) -> torch.UntypedStorage | None:
-        """The storage; None where no tensor uses it any more."""
-        found: torch.UntypedStorage | None = torch.UntypedStorage._new_with_weak_ptr(self.storage.cdata)
-        return found
-
-
 class Shares(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is entered, sees every operation, and keeps what the build has made whole or apart.
 
@@ -110,9 +92,9 @@ class Shares(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._whole: OrderedDict[int, _Kept] = OrderedDict()
-        self._apart: dict[int, _Kept] = {}
-        self._pinned: dict[int, _Kept] = {}
+        self._whole: OrderedDict[int, Kept] = OrderedDict()
+        self._apart: dict[int, Kept] = {}
+        self._pinned: dict[int, Kept] = {}
         self._whole_bytes = self._made = 0
         self._is_building = True
 
@@ -126,25 +108,26 @@ class Shares(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._use(rest, kwargs, overwritten=target)
         result = func(*args, **kwargs)
         if self._is_building:
-            for storage in _storages(result):
+            for storage in storages_of(result):
                 self._take(storage, is_blank=func in ALLOCATING)
         return result
 
     def _use(self, *asked: Any, overwritten: Any) -> None:
         """Makes whole what an operation is about to read or write."""
         used = set()
-        for storage in _storages(asked):
+        for storage in storages_of(asked):
             used.add(self._bring(storage, is_read=True))
-        for storage in _storages(overwritten):
+        for storage in storages_of(overwritten):
             kept = self._apart.get(storage._cdata)
             fills = kept is not None and overwritten.numel() * overwritten.element_size() == kept.size
             used.add(self._bring(storage, is_read=not fills))
-        self._make_room(used)
+        if self._is_building:  # what splits them may do less on a rank that gets nothing of a tensor
+            self._make_room(used)
 
     def _bring(self, storage: torch.UntypedStorage, *, is_read: bool) -> int:
         key: int = storage._cdata
         if (kept := self._apart.pop(key, None)) is not None:
-            _join(kept, storage, is_read=is_read)
+            join(kept, storage, is_read=is_read)
             self._whole[key] = kept
             self._whole_bytes += kept.size
         if (kept := self._whole.get(key)) is not None:
@@ -159,7 +142,7 @@ class Shares(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return  # one that cannot be resized is another's memory: a file's, mapped
         self._made += 1
         weak = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-        self._whole[key] = _Kept(number=self._made, storage=weak, size=size, is_blank=is_blank)
+        self._whole[key] = Kept(number=self._made, storage=weak, size=size, is_blank=is_blank)
         self._whole_bytes += size
         self._make_room({key})
 
@@ -172,13 +155,13 @@ class Shares(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kept = self._whole.pop(key)
         self._whole_bytes -= kept.size
         if (storage := kept.open()) is not None and storage.resizable():
-            _split(kept, storage)
+            split(kept, storage)
             self._apart[key] = kept
 
     def pin(self, tensor: Tensor) -> None:
         """Makes a tensor whole for good."""
         with _disable_current_modes():
-            for storage in _storages(tensor):
+            for storage in storages_of(tensor):
                 key = self._bring(storage, is_read=True)
                 if (kept := self._whole.pop(key, None)) is not None:
                     self._pinned[key] = kept  # whose weak reference keeps the key from being used again
@@ -201,7 +184,7 @@ class Shares(TorchDispatchMode):  # type: ignore[no-untyped-call]
         gc.collect()  # so that all ranks find the same in use
         for kept in sorted(self._apart.values(), key=lambda kept: kept.number):
             if (storage := kept.open()) is not None:
-                _join(kept, storage, is_read=True)
+                join(kept, storage, is_read=True)
         self._apart.clear()
         self._whole.clear()
 
@@ -219,57 +202,3 @@ class _Direct(TorchFunctionMode):
         if func in DIRECT:
             self._shares.pin(args[0])
         return func(*args, **(kwargs or {}))
-
-
-def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
-    """The storages among ``values``, and those that plain tensors are views of."""
-    for value in tree_leaves(values):
-        if isinstance(value, torch.UntypedStorage):
-            yield value
-        if not isinstance(value, Tensor) or is_traceable_wrapper_subclass(value):  # type: ignore[unreachable]
-            continue
-        if value.layout == torch.strided and value.device.type != "meta":
-            yield value.untyped_storage()
-
-
-def _split(kept: _Kept, storage: torch.UntypedStorage) -> None:
-    """Leaves this rank's part alone."""
-    if not kept.is_blank:
-        length = -(-kept.size // dist.get_world_size())
-        start = dist.get_rank() * length
-        kept.share = torch.zeros(length, dtype=torch.uint8, device=storage.device)
-        mine = _bytes(storage)[start : min(start + length, kept.size)]
-        kept.share[: len(mine)] = mine
-    storage.resize_(0)
-
-
-def _join(kept: _Kept, storage: torch.UntypedStorage, *, is_read: bool) -> None:
-    """Gives a storage its memory back and, where they will be read, its values. Collective then."""
-    if kept.share is None or not is_read:
-        storage.resize_(kept.size)
-    else:
-        _check_agreement(kept)
-        storage.resize_(len(kept.share) * dist.get_world_size())
-        _gather(_bytes(storage), kept.share)
-    kept.share = None
-
-
-def _check_agreement(kept: _Kept) -> None:
-    """Raises RuntimeError where another rank is about to put another tensor together."""
-    ours = torch.tensor([kept.number, kept.size])
-    all_ranks = ours.new_empty(2 * dist.get_world_size())
-    _gather(all_ranks, ours)
-    if (all_ranks.view(-1, 2) != ours).any():
-        raise RuntimeError(
-            f"the ranks do not build the same model: they ask for tensors {all_ranks.view(-1, 2).tolist()} "
-            "(number, bytes); a build may depend on the seed and the configuration alone"
-        )
-
-
-def _gather(output: Tensor, share: Tensor) -> None:
-    gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # before torch 2.13
-    gather(output, share)
-
-
-def _bytes(storage: torch.UntypedStorage) -> Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)

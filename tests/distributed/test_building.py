@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from distrib.config import Target
+from distrib.models.pretrained import write_config
 from distrib.parallel import building
 from distrib.parallel.state import named_weights
 from distrib.state import StateReader, StateWriter
@@ -118,7 +120,7 @@ def started(world: World, target: Target, make: Callable[[], nn.Module], folder:
     strategy = build(target, key="strategy", plugins=())
     apart: dict[int, int] = {}
     numbers = {"joined": 0, "most": 0, "sent": 0}
-    split, join, finish = building._split, building._join, building.Shares.finish
+    split, join, finish = building.split, building.join, building.Shares.finish
 
     def splitting(kept: Any, storage: Any) -> None:
         split(kept, storage)
@@ -137,8 +139,8 @@ def started(world: World, target: Target, make: Callable[[], nn.Module], folder:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "WHOLE_BYTES", 0)
         patch.setattr(building, "SMALL_BYTES", 1)
-        patch.setattr(building, "_split", splitting)
-        patch.setattr(building, "_join", joining)
+        patch.setattr(building, "split", splitting)
+        patch.setattr(building, "join", joining)
         patch.setattr(building.Shares, "finish", finishing)
         strategy.setup(job, world)
     try:
@@ -191,8 +193,10 @@ def test_pretrained_weights_are_those_of_one_process(
     workers: Workers, tmp_path: Path, target: Target, dtype: torch.dtype
 ) -> None:
     """Those of the files and new ones; what is not converted stays in its file until it is split."""
+    (tmp_path / "saved").mkdir()
     saved: Any = seeded(from_config)
-    saved.bert.to(dtype).save_pretrained(tmp_path / "saved")
+    write_config(saved.bert, tmp_path / "saved")
+    save_file(saved.bert.to(dtype).state_dict(), tmp_path / "saved" / "model.safetensors", {"format": "pt"})
     make = partial(pretrained, str(tmp_path / "saved"))
     ours = assert_starts_alike(workers, target, make, folder=tmp_path, size=2)
     new = sum(tensor.nbytes for name, tensor in ours.weights.items() if name.startswith("classifier"))
