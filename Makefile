@@ -59,6 +59,7 @@ bench: setup-all  ## Measure overhead, start-up and memory; rewrite benchmarks/R
 	$(BIN)/python -m benchmarks.traffic
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.state_memory
+	$(BIN)/python -m benchmarks.building_memory
 	$(BIN)/python -m benchmarks.balance
 	$(BIN)/python -m benchmarks.table
 

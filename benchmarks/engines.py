@@ -54,10 +54,12 @@ LEAN = {
 """No parameter stays gathered on every rank, small ones included."""
 CASES = {
     "ddp": Case(strategy="ddp", traffic=Fraction(2), memory=(16, 0)),
+    "ddp-autocast": Case(strategy="ddp", precision="bf16", traffic=Fraction(2), memory=(16, 0)),
     "ddp-bf16": Case(strategy="ddp", options={"compression": "bf16"}, traffic=Fraction(1)),
     "ddp-powersgd": Case(strategy="ddp", options={"compression": "powersgd", "powersgd_start": 0}),
     "fsdp": Case(strategy="fsdp", traffic=Fraction(3), memory=(0, 16)),
     "fsdp-keep": Case(strategy="fsdp", options=KEEP, traffic=Fraction(2), memory=(0, 16)),
+    "fsdp-autocast": Case(strategy="fsdp", precision="bf16", traffic=Fraction(3), memory=(0, 16)),
     "fsdp-bf16": Case(
         strategy="fsdp",
         options={"param_dtype": "bf16"},
@@ -66,6 +68,7 @@ CASES = {
         memory=(0, 16),
     ),
     "zero1": Case(strategy="zero1", traffic=Fraction(2), memory=(4, 16)),
+    "zero1-bf16": Case(strategy="zero1", precision="bf16", traffic=Fraction(2), memory=(4, 16)),
     "zero2": Case(strategy="zero2", traffic=Fraction(2), memory=(4, 16)),
     "zero2-bf16": Case(strategy="zero2", precision="bf16", traffic=Fraction(2), memory=(4, 16)),
     "zero3": Case(strategy="zero3", traffic=Fraction(3), memory=(0, 20)),

@@ -2,8 +2,8 @@
 
 Live tensors, counted by storage between the second backward and its update: weights, gradients, and optimizer
 state, which exists after the first. Activations are freed by then. ``formula`` is what theory says.
-The peak of setting up is of resident memory, over what the process had before; the model is built whole on
-every rank first, which is 4 bytes per parameter.
+The peak of setting up is of resident memory, over what the process had before. `benchmarks.building_memory`
+has a larger model.
 """
 
 from __future__ import annotations

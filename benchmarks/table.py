@@ -21,14 +21,17 @@ NAMES = {
     "torch-save": "torch.save",
     "safetensors": "safetensors",
     "ddp": "**distrib** `strategy=ddp`",
+    "ddp-autocast": "**distrib** `strategy=ddp precision=bf16`",
     "ddp-bf16": "**distrib** `strategy=ddp strategy.compression=bf16`",
     "ddp-powersgd": "**distrib** `strategy=ddp strategy.compression=powersgd`",
     "fsdp": "**distrib** `strategy=fsdp`",
     "fsdp-keep": "**distrib** `strategy=fsdp strategy.reshard_after_forward=false`",
+    "fsdp-autocast": "**distrib** `strategy=fsdp precision=bf16`",
     "fsdp-bf16": "**distrib** `strategy=fsdp strategy.param_dtype=bf16 precision=bf16`",
     "stock-fsdp": "torch `fully_shard`",
     "stock-fsdp-keep": "torch `fully_shard`, `reshard_after_forward=False`",
     "zero1": "**distrib** `strategy=zero1`",
+    "zero1-bf16": "**distrib** `strategy=zero1 precision=bf16`",
     "zero2": "**distrib** `strategy=zero2`",
     "zero2-bf16": "**distrib** `strategy=zero2 precision=bf16`",
     "zero3": "**distrib** `strategy=zero3`",
@@ -36,6 +39,7 @@ NAMES = {
     "zero3-bf16": "**distrib** `strategy=zero3 precision=bf16`",
     "horovod": "**distrib** `strategy=horovod`",
 }
+SOURCES = {"new": "new weights", "fp32": "from a file in fp32", "bf16": "from a file in bfloat16"}
 ENGINES = {
     "ddp": "DistributedDataParallel",
     "fsdp": "`fully_shard`",
@@ -61,7 +65,10 @@ and says more than wall time on a machine that does other things as well.
 
 def main() -> None:
     path = RESULTS.parent / "README.md"
-    sections = (overhead, scaling, startup, memory, states, traffic, held, slow_link, late, uneven)
+    sections = (
+        *(overhead, scaling, startup, memory, states, building, traffic, held),
+        *(slow_link, late, uneven),
+    )
     path.write_text("\n".join([INTRODUCTION, *(part for section in sections for part in section()), ""]))
     print(path)
 
@@ -169,6 +176,26 @@ def states() -> Iterator[str]:
             "anyway: weights of 13.6 M parameters and AdamW's state.\n"
         )
         yield table(["", "saving", "loading"], rows)
+        yield footnote(result)
+
+
+def building() -> Iterator[str]:
+    """What building and splitting a model adds on a rank, in units of the model."""
+    for path in sorted(RESULTS.glob("building-memory-*.json")):
+        result = load(path)
+        size = result["settings"]["num_processes"]
+        yield f"## Memory added on each of {size} ranks by building and splitting a model\n"
+        yield (
+            f"In units of the model, {result['settings']['model_bytes'] / 1e6:,.0f} MB in fp32, until the "
+            "engine is set up. *held* is what is left then. *whole*: built whole on every rank before it is "
+            "split.\n"
+        )
+        rows = []
+        for name, summary in result["summary"].items():
+            engine, source, *whole = name.split("-")
+            label = [NAMES[engine], SOURCES[source] + (", whole" if whole else "")]
+            rows.append([", ".join(label), *(spread(summary[what], digits=3) for what in ("peak", "held"))])
+        yield table(["", "peak", "held"], rows)
         yield footnote(result)
 
 

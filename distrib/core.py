@@ -85,11 +85,15 @@ class Job:
     """Recipes for one training run: what a strategy needs to build and to perform its steps.
 
     Recipes and not objects, because the engines disagree about order: FSDP builds the optimizer
-    after sharding, ZeRO-3 builds the model inside its own context.
+    after sharding, ZeRO-3 before; and both split the model while it is built.
     """
 
     build_model: Callable[[], nn.Module]
-    """A fresh model on the CPU, in fp32 (fp64 under that precision); the same on every rank."""
+    """A fresh model on the CPU, in fp32 (fp64 under that precision); the same on every rank.
+
+    Built by torch's operations from seed and configuration alone, without talking to other ranks: a strategy
+    that splits the model runs it so that no rank holds all of it (`distrib.parallel.building`).
+    """
     build_optimizer: Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
     """An optimizer over the given named parameters, decay groups included."""
     loss: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from distrib.errors import ConfigError
 from distrib.models.base import Model
-from distrib.models.pretrained import absent, label_settings, locate, quiet, tokenizer_digest, write_config
+from distrib.models.pretrained import (
+    absent,
+    in_turn,
+    label_settings,
+    locate,
+    quiet,
+    tokenizer_digest,
+    write_config,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +53,7 @@ class HuggingFace(Model):
         import torch
 
         auto, config = _auto_class(task), self._config(vocabulary)
-        with quiet():
+        with quiet(), in_turn():
             if not self.pretrained:
                 return _trainable(auto.from_config(config, dtype=torch.float32))
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from distrib.tasks.base import Vocabulary
 
 PACKAGE = "package:"
+READ_IN_TURN = "HF_DEACTIVATE_ASYNC_LOAD"
+"""transformers' only switch for it."""
 TOKENIZER_FILES = ("*token*.json", "vocab.*", "merges.txt", "*.model", "config.json")
 
 
@@ -80,6 +83,24 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Has transformers read a model's weights one after the other.
+
+    By itself it reads ahead in threads, and holds what it has converted to another type: at worst the whole
+    model, on ranks that each keep a part of it (`distrib.parallel.building`).
+    """
+    before = os.environ.get(READ_IN_TURN)
+    os.environ[READ_IN_TURN] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[READ_IN_TURN]
+        else:
+            os.environ[READ_IN_TURN] = before
 
 
 def write_config(module: nn.Module, folder: Path) -> None:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from distrib.core import Batch, Job, StepResult
 from distrib.parallel import norm
 from distrib.parallel.accumulate import Context, accumulate
+from distrib.parallel.building import build_in_shares
 from distrib.parallel.precision import LossScale, autocast
 from distrib.parallel.state import load_replica, save_replica
 from distrib.parallel.update import clip_and_update
@@ -25,7 +26,8 @@ class Replica:
     """The model, its optimizer and the arithmetic of one step, on one device.
 
     Args:
-        place: puts the fresh model where it is trained; default: whole on ``device``.
+        place: splits the fresh model over the ranks, none of which then builds it whole; default: whole on
+            ``device``.
         total_norm: the norm of the whole gradient from what this rank holds of it.
         local: what this rank holds of a gradient.
     """
@@ -42,8 +44,10 @@ class Replica:
         self.job = job
         self.device = torch.device(device)
         self.forward_context = autocast(job.precision, self.device)
-        model = job.build_model()
-        self.module = model.to(self.device) if place is None else place(model)
+        if place is None:
+            self.module = job.build_model().to(self.device)
+        else:
+            self.module = build_in_shares(job.build_model, place=place)
         self.total_norm = total_norm
         self.local = local
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,8 +24,9 @@ from torch.optim import Optimizer
 from distrib.core import Batch
 from distrib.parallel import norm
 from distrib.parallel.blocks import transformer_blocks
+from distrib.parallel.gather import gather_in_place
 from distrib.parallel.ring import RingReduceScatter
-from distrib.parallel.state import named_weights, optimizer_slots
+from distrib.parallel.state import Room, named_weights, optimizer_slots
 from distrib.state import Entry, StateReader, StateWriter
 
 
@@ -59,11 +60,12 @@ def shard_model(
         ),
         offload_policy=CPUOffloadPolicy(pin_memory=not is_cpu) if cpu_offload else OffloadPolicy(),
     )
-    model.to("cpu" if cpu_offload else device)
+    kept_on = "cpu" if cpu_offload else device
     blocks = transformer_blocks(model)
     for block in blocks:
-        shard(block, reshard_after_forward=reshard_after_forward and block is not blocks[-1])
-    shard(model, reshard_after_forward=False)
+        # moved in turn, so that the device holds no more than one that is whole
+        shard(block.to(kept_on), reshard_after_forward=reshard_after_forward and block is not blocks[-1])
+    shard(model.to(kept_on), reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -85,11 +87,6 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def full(tensor: Tensor) -> Tensor:
-    """The whole tensor; collective where it is sharded."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def total_norm(gradients: Sequence[Tensor], *, group: dist.ProcessGroup) -> Tensor:
     """The norm of a gradient whose disjoint parts the ranks of ``group`` hold."""
     squares = norm.total_norm(gradients).square()
@@ -97,15 +94,33 @@ def total_norm(gradients: Sequence[Tensor], *, group: dist.ProcessGroup) -> Tens
     return squares.sqrt()
 
 
-def entry(name: str, tensor: Tensor) -> Entry:
-    """An entry that gathers its tensor when it is read."""
-    return Entry(name=name, shape=tensor.shape, dtype=tensor.dtype, read=partial(full, tensor))
+def full(tensor: Tensor, *, room: Room) -> Tensor:
+    """The whole tensor, in ``room`` where it is sharded along dimension 0; collective then."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    [axis] = [axis for axis, placement in enumerate(tensor.placements) if placement.is_shard()]
+    group = tensor.device_mesh.get_group(axis)
+    whole = room.tensor(tensor.numel(), tensor.dtype).view(tensor.shape)
+    whole[local_rows(tensor)] = tensor.to_local().detach()
+    gather_in_place(whole.chunk(group.size()), group=group)  # as `fully_shard` cuts
+    return whole
 
 
 def save_sharded(writer: StateWriter, module: nn.Module, optimizer: Optimizer) -> None:
     """Hands over weights and optimizer state, gathering one tensor at a time."""
-    writer.write("model", [entry(name, tensor) for name, tensor in named_weights(module).items()])
-    writer.write("optimizer", [entry(name, value) for name, value in optimizer_slots(module, optimizer)])
+    weights = named_weights(module)
+    slots = dict(optimizer_slots(module, optimizer))
+    largest = max([*weights.values(), *slots.values()], key=lambda tensor: tensor.nbytes)
+    room = Room(largest.nbytes, device=largest.device)
+
+    def entries(tensors: Mapping[str, Tensor]) -> list[Entry]:
+        return [
+            Entry(name=name, shape=tensor.shape, dtype=tensor.dtype, read=partial(full, tensor, room=room))
+            for name, tensor in tensors.items()
+        ]
+
+    writer.write("model", entries(weights))
+    writer.write("optimizer", entries(slots))
 
 
 def load_sharded(reader: StateReader, module: nn.Module, optimizer: Optimizer) -> None:

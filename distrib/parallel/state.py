@@ -31,6 +31,21 @@ def optimizer_slots(module: nn.Module, optimizer: Optimizer) -> Iterator[tuple[s
                 yield f"{name}/{slot}", value
 
 
+class Room:
+    """Memory in which one tensor after another is put together; each is valid until the next.
+
+    For tensors of their own, the allocator would keep much more than the largest: glibc gives freed memory
+    back only beyond twice the largest block it has seen (up to 64 MiB), which training's are.
+    """
+
+    def __init__(self, size: int, *, device: torch.device) -> None:
+        self._bytes = torch.empty(size, dtype=torch.uint8, device=device)
+
+    def tensor(self, num_elements: int, dtype: torch.dtype) -> Tensor:
+        """A flat tensor with whatever values were there before."""
+        return self._bytes[: num_elements * dtype.itemsize].view(dtype)
+
+
 def entry(name: str, tensor: Tensor) -> Entry:
     """An entry for a tensor that this rank holds whole."""
     return Entry(name=name, shape=tensor.shape, dtype=tensor.dtype, read=partial(_identity, tensor))

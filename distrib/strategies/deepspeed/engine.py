@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from distrib.core import Batch, Job, StepResult
 from distrib.parallel.accumulate import accumulate
+from distrib.parallel.building import build_in_shares
 from distrib.parallel.precision import autocast
 from distrib.world import World
 
@@ -18,21 +20,28 @@ def start(job: Job, world: World, config: Mapping[str, Any]) -> Any:
     """The engine over the job's model and optimizer."""
     import deepspeed
 
-    module = job.build_model()
-    # Before anything is split: the optimizer's groups go by shape, and stage 3 leaves empty parameters.
-    optimizer = job.build_optimizer((name, p) for name, p in module.named_parameters() if p.requires_grad)
+    def place(module: nn.Module) -> tuple[nn.Module, Optimizer]:
+        # Before anything is split: the optimizer's groups go by shape, and stage 3 leaves empty parameters.
+        named = ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+        optimizer = job.build_optimizer(named)
+        return (_split(module, world, config) if split else module.to(world.device)), optimizer
+
+    split = config["zero_optimization"]["stage"] == 3
+    module, optimizer = build_in_shares(job.build_model, place=place) if split else place(job.build_model())
     engine, *_ = deepspeed.initialize(
-        model=place(module, world, config), optimizer=optimizer, config=dict(config), dist_init_required=False
+        model=module, optimizer=optimizer, config=dict(config), dist_init_required=False
     )
     return engine
 
 
-def place(module: nn.Module, world: World, config: Mapping[str, Any]) -> nn.Module:
-    """Moves a fresh model to the device: at stage 3 parameter by parameter, each split on arrival."""
+def _split(module: nn.Module, world: World, config: Mapping[str, Any]) -> nn.Module:
+    """Moves a fresh model to the device parameter by parameter, each split on arrival.
+
+    The model is not built inside ``zero.Init``, which splits a module when its constructor ends: what gives
+    the weights their values afterwards, as transformers' models do, would find empty tensors.
+    """
     import deepspeed
 
-    if config["zero_optimization"]["stage"] < 3:
-        return module.to(world.device)
     deepspeed.zero.Init(module=module, config_dict_or_path=dict(config))
     for buffer in module.buffers():
         buffer.data = buffer.to(world.device)

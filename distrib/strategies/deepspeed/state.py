@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from distrib.errors import CheckpointError
-from distrib.parallel.state import entry, named_weights
+from distrib.parallel.gather import gather_in_place
+from distrib.parallel.state import Room, entry, named_weights
 from distrib.state import Entry, StateReader, StateWriter
 
 COUNTER = "step"
@@ -69,24 +70,30 @@ def _fragment_piece(parameter: Any, flat: Tensor) -> Piece:
 def save(writer: StateWriter, engine: Any, *, stage: int) -> None:
     """Hands over weights and optimizer state, gathering one tensor at a time."""
     weights = named_weights(engine.module)
-    writer.write("model", [_weight_entry(name, tensor) for name, tensor in weights.items()])
-    writer.write("optimizer", list(_slot_entries(engine, stage=stage)))
+    padded = [whole_shape(tensor).numel() + dist.get_world_size() for tensor in weights.values()]
+    room = Room(max(padded) * torch.float32.itemsize, device=engine.device)
+    writer.write("model", [_weight_entry(name, tensor, room=room) for name, tensor in weights.items()])
+    writer.write("optimizer", list(_slot_entries(engine, stage=stage, room=room)))
 
 
-def _weight_entry(name: str, tensor: Tensor) -> Entry:
+def _weight_entry(name: str, tensor: Tensor, *, room: Room) -> Entry:
     if not hasattr(tensor, "ds_shape"):
         return entry(name, tensor)
-    return Entry(name=name, shape=whole_shape(tensor), dtype=tensor.dtype, read=partial(_gathered, tensor))
+    read = partial(_gathered, tensor, room)
+    return Entry(name=name, shape=whole_shape(tensor), dtype=tensor.dtype, read=read)
 
 
-def _gathered(parameter: Tensor) -> Tensor:
-    import deepspeed
+def _gathered(parameter: Any, room: Room) -> Tensor:
+    """Not by DeepSpeed's ``GatheredParameters``, which leaves a tensor that would have to be copied."""
+    part = parameter.ds_tensor
+    whole = room.tensor(part.numel() * dist.get_world_size(), part.dtype)
+    parts = whole.chunk(dist.get_world_size())
+    parts[dist.get_rank()].copy_(part)
+    gather_in_place(parts)
+    return whole[: parameter.ds_numel].view(parameter.ds_shape)
 
-    with deepspeed.zero.GatheredParameters([parameter]):
-        return parameter.detach().clone()
 
-
-def _slot_entries(engine: Any, *, stage: int) -> Iterator[Entry]:
+def _slot_entries(engine: Any, *, stage: int, room: Room) -> Iterator[Entry]:
     held = pieces(engine.optimizer, stage=stage)
     for name, parameter in engine.module.named_parameters():
         if parameter not in held:
@@ -97,13 +104,13 @@ def _slot_entries(engine: Any, *, stage: int) -> Iterator[Entry]:
                 yield entry(f"{name}/{slot}", value)
             elif isinstance(value, Tensor):
                 shape = whole_shape(parameter)
-                read = partial(_assembled, value, piece, shape)
+                read = partial(_assembled, value, piece, shape, room)
                 yield Entry(name=f"{name}/{slot}", shape=shape, dtype=value.dtype, read=read)
 
 
-def _assembled(value: Tensor, piece: Piece, shape: torch.Size) -> Tensor:
+def _assembled(value: Tensor, piece: Piece, shape: torch.Size, room: Room) -> Tensor:
     """The whole slot on every rank: disjoint pieces, added up."""
-    whole = value.new_zeros(math.prod(shape))
+    whole = room.tensor(math.prod(shape), value.dtype).zero_()
     whole[piece.start : piece.start + piece.size] = value[piece.offset : piece.offset + piece.size]
     dist.all_reduce(whole)
     return whole.view(shape)
