@@ -144,7 +144,7 @@ def test_the_time_limit_changes_nothing(slurm: Cluster, place: Path, expected: l
 
 def test_a_sweep_is_one_array(slurm: Cluster, place: Path) -> None:
     """Each trial is a task of one job; the sweep waits for all and ends with its table."""
-    sweep = [*RUN, *ON_SLURM, "train.steps=2", "seed=1,2", "sweep.parallel=2", "run_dir=sweep"]
+    sweep = [*RUN, *ON_SLURM, "train.steps=2", "seed=1,2", "run_dir=sweep"]
     out = ended_well(train(slurm, place, "-m", *sweep))
     assert "submitted: 2 trials" in out
     kept = json.loads((place / "sweep" / "sweep.json").read_text())
