@@ -237,7 +237,8 @@ def test_a_launcher_that_takes_many_gets_all_at_once(monkeypatch: pytest.MonkeyP
     assert calls == [(["0", "1", "2"], None), (["0", "1", "2"], 2)]
     assert main([*TINY, "seed=1,2", "sweep.parallel=1"]) == 0  # one after another, as asked
     following = ["sweep=optuna", "sweep.num_trials=2", "optimizer.lr=interval(0,1)"]
-    assert main([*TINY, *following]) == 0  # each from the results of those before it
+    assert main([*TINY, *following, "launcher.exit_code=3"]) == 1  # each from the results before it
+    assert main(["train", "-m", "resume=multirun/latest", "--config-dir", CONF]) == 1
     assert len(calls) == 2
 
 
