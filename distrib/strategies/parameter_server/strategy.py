@@ -99,6 +99,9 @@ class ParameterServer(Strategy):
         is_worker = 0 < rank < num_processes - self.num_servers
         return is_worker and (self.mode != "sync" or self.min_workers is not None)
 
+    def serves(self, rank: int, *, num_processes: int) -> bool:
+        return rank >= num_processes - self.num_servers
+
     def setup(self, job: Job, world: World) -> None:
         self.check(num_processes=world.size)
         if job.precision == "fp16":
@@ -107,10 +110,10 @@ class ParameterServer(Strategy):
         from distrib.strategies.parameter_server import building
 
         self._world = world
-        if world.rank < world.size - self.num_servers:
-            self._worker = building.worker(self, job, world)
-        else:
+        if self.serves(world.rank, num_processes=world.size):
             self._server = building.server(self, job, world)
+        else:
+            self._worker = building.worker(self, job, world)
 
     @property
     def shard(self) -> DataShard:
