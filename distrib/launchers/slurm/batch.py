@@ -101,7 +101,8 @@ class Allocation:
         """Where the ranks of several steps meet; those of one find it in SLURM's variables."""
         if len(self._work.parts) == 1:
             return {}
-        nodes = os.environ.get("SLURM_JOB_NODELIST_HET_GROUP_0", os.environ["SLURM_JOB_NODELIST"])
+        # salloc leaves out the second of them where there are components.
+        nodes = os.environ.get("SLURM_JOB_NODELIST_HET_GROUP_0") or os.environ["SLURM_JOB_NODELIST"]
         port = port_of(f"{self._job}/{self._starts}/{restart}")
         return {"MASTER_ADDR": first_of(nodes) or nodes, "MASTER_PORT": str(port)}
 
