@@ -74,9 +74,10 @@ $(VENV)/bin/python:
 	  { echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# torch first and by its exact version: asked for as a dependency, pip may take a later and larger build.
+# torch first and by its exact version: asked for as a dependency, pip may take a later and larger build. From an
+# index of its own it comes alone, because that may hold nothing else: what it needs comes with the rest.
 $(BASE): $(VENV)/bin/python
-	$(PIP) -c constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(PIP) -c constraints.txt torch $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX))
 	$(PIP) -c constraints.txt -e '.[examples]'
 	@rm -f $(VENV)/.base-* && touch $@
 

@@ -222,9 +222,8 @@ def _first_host(variables: Variables, environ: Mapping[str, str], world: World) 
     """The host of rank 0, where the launcher says it or there is only one."""
     if world.local_size == world.size:
         return "127.0.0.1"
-    nodes = re.match(r"([^\[,]+)(?:\[([^],-]+)[^]]*\])?", environ.get("SLURM_STEP_NODELIST", ""))
-    if variables.launcher == "SLURM" and nodes:
-        return nodes[1] + (nodes[2] or "")
+    if variables.launcher == "SLURM" and (first := first_of(environ.get("SLURM_STEP_NODELIST", ""))):
+        return first
     raise LaunchError(
         f"{variables.launcher} started {world.size} processes on {world.num_nodes} hosts without saying "
         "where rank 0 is: set MASTER_ADDR to its host name or address, on all of them"
@@ -232,8 +231,19 @@ def _first_host(variables: Variables, environ: Mapping[str, str], world: World) 
 
 
 def _port(variables: Variables, environ: Mapping[str, str]) -> int:
-    """The port given, or one that follows from the job, below the range used for outgoing connections."""
+    """The port given, or one that follows from the job."""
     if environ.get("MASTER_PORT"):
         return _number(variables, "MASTER_PORT", environ)
     job = "/".join(environ[name] for name in variables.job if name in environ)
-    return 20000 + zlib.crc32(job.encode()) % 12000 if job else FALLBACK_PORT
+    return port_of(job) if job else FALLBACK_PORT
+
+
+def port_of(job: str) -> int:
+    """A port that follows from a job's name, below the range used for outgoing connections."""
+    return 20000 + zlib.crc32(job.encode()) % 12000
+
+
+def first_of(nodes: str) -> str:
+    """The first host of SLURM's ``h[2-3,7],g1``; empty where there is none."""
+    found = re.match(r"([^\[,]+)(?:\[([^],-]+)[^]]*\])?", nodes)
+    return found[1] + (found[2] or "") if found else ""

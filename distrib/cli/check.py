@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from distrib.cli.groups import TARGETS, options
 from distrib.config import RunConfig, TrainConfig
 from distrib.errors import ConfigError
 from distrib.targets import build
+
+if TYPE_CHECKING:
+    from distrib.launchers.base import Launcher
+    from distrib.strategies.base import Strategy
 
 
 def check(config: RunConfig, *, world_size: int | None = None, config_dirs: Sequence[str] = ()) -> None:
@@ -95,6 +100,20 @@ def _check_targets(config: RunConfig, *, world_size: int | None) -> None:
     for name, target in config.tracking.items():
         build(target, key=f"tracking.{name}", plugins=config.plugins)
     launcher = built["launcher"]
-    built["strategy"].check(num_processes=world_size or launcher.num_processes * launcher.num_nodes)
+    built["strategy"].check(num_processes=world_size or launcher.size)
+    if world_size is None:
+        _check_serving(built["strategy"], launcher)
     if config.train.steps is not None:
         built["schedule"].factor(0, config.train.steps)
+
+
+def _check_serving(strategy: Strategy, launcher: Launcher) -> None:
+    """Hosts meant for ranks that serve are for those of the strategy, no more and no fewer."""
+    serve = sum(strategy.serves(rank, num_processes=launcher.size) for rank in range(launcher.size))
+    if launcher.num_serving not in (0, serve):
+        raise ConfigError(
+            "launcher.servers",
+            f"{launcher.num_serving} processes",
+            f"{serve} ranks of this strategy serve: make num_nodes x num_processes of launcher.servers as "
+            "many, or set launcher.servers.num_nodes=0",
+        )

@@ -84,7 +84,7 @@ def join_sweep(overrides: Sequence[str], *, config_dirs: Sequence[str], world: W
 
 def _check_joinable(search: Search, trials: Sequence[Trial]) -> None:
     """Every rank must know all trials, and has one process for one of them at a time."""
-    if not trials or search.parallel != 1 or search.prune_after_trials is not None:
+    if not trials or search.parallel not in ("auto", 1) or search.prune_after_trials is not None:
         raise ConfigError(
             "sweep",
             type(search).__name__,

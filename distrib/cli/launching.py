@@ -56,7 +56,7 @@ def describe(config: RunConfig, run_dir: Path) -> Iterator[str]:
     """What ``--dry-run`` prints: the configuration, the derived accumulation, the commands."""
     launcher = _launcher(config)
     yield to_yaml(config)
-    yield from accumulation(config.train, processes=launcher.num_processes * launcher.num_nodes)
+    yield from accumulation(config.train, processes=launcher.size)
     yield ""
     plan = _plan(config, run_dir, launcher)
     for name, text in launcher.files(plan).items():
@@ -83,7 +83,7 @@ def _plan(config: RunConfig, run_dir: Path, launcher: Launcher) -> LaunchPlan:
     from distrib.launchers.base import LaunchPlan
 
     strategy: Strategy = build(config.strategy, key="strategy", plugins=config.plugins)
-    size = launcher.num_processes * launcher.num_nodes
+    size = launcher.size
     return replace(
         LaunchPlan.of_worker(run_dir),
         start_timeout=config.timeouts.start,

@@ -135,10 +135,12 @@ def _omegaconf_hint(hint: Any) -> Any:
 
 
 def _omegaconf_union(members: Sequence[Any]) -> Any:
-    """OmegaConf knows unions of scalars, and anything or None."""
+    """OmegaConf knows unions of scalars, and anything or None; words among them the constructor checks."""
     others = [member for member in members if member is not NoneType]
     if Any in others or (len(others) > 1 and not all(isinstance(member, type) for member in others)):
         return Any
+    if len(others) > 1:
+        members = [str if issubclass(member, Enum) else member for member in members]
     return Union[tuple(members)]  # noqa: UP007
 
 

@@ -24,7 +24,7 @@ from distrib.config import RunConfig
 from distrib.errors import ConfigError
 from distrib.sweeps.driver import Driver, Trial
 from distrib.sweeps.results import Objective, Record, exit_code
-from distrib.sweeps.running import Background, Foreground, Runner, Together
+from distrib.sweeps.running import Background, Foreground, LaunchTogether, Runner, Together
 from distrib.targets import build
 
 SWEEPS = Path("multirun")
@@ -164,22 +164,34 @@ def make_root(configs: Sequence[RunConfig]) -> Path:
 
 @contextmanager
 def runner_for(sweep: Sweep) -> Iterator[Runner]:
-    """One after another with their output on screen, unless the search says otherwise."""
-    from distrib.cli.launching import early_server, launch, launch_together
+    """As one job where the launcher takes many; else one after another, unless the search says otherwise."""
+    from distrib.cli.launching import early_server, launch
     from distrib.cli.trial import command
     from distrib.sweeps.seats import Machine, Seats
 
     search = sweep.asked.search
-    if search.parallel == 1 and search.prune_after_trials is None:
+    at_once = 1 if search.parallel == "auto" else search.parallel
+    if (together := _together(sweep)) is not None:
+        yield Together(together)
+    elif at_once == 1 and search.prune_after_trials is None:
         with early_server() as server:
             yield Foreground(partial(launch, server=server))
-        return
-    configs = [trial.config for trial in sweep.planned if isinstance(trial.config, RunConfig)]
-    together = None if search.prune_after_trials else launch_together(configs, at_once=search.parallel)
-    if together is not None:
-        yield Together(together)
     else:
-        yield Background(command, seats=Seats(search.parallel, machine=Machine.here()))
+        yield Background(command, seats=Seats(at_once, machine=Machine.here()))
+
+
+def _together(sweep: Sweep) -> LaunchTogether | None:
+    """What runs all trials as one job; None where the launcher or the search has no such way."""
+    from distrib.cli.launching import launch_together
+
+    asked = sweep.asked
+    parallel = asked.search.parallel
+    if parallel == 1 or asked.search.prune_after_trials:
+        return None
+    if parallel == "auto" and not asked.search.plan(asked.space):
+        return None  # each trial waits for the results of those before it
+    configs = [trial.config for trial in sweep.planned if isinstance(trial.config, RunConfig)]
+    return launch_together(configs, at_once=None if parallel == "auto" else parallel)
 
 
 def show(overrides: Sequence[str], *, config_dirs: Sequence[str]) -> None:

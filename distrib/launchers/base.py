@@ -69,8 +69,15 @@ class Launcher(ABC):
     num_processes: int
     """Per node."""
     num_nodes: int
+    num_serving: int = 0
+    """How many of the last ranks have hosts meant for ranks that serve; 0: all hosts are alike."""
     launch_many: LaunchMany | None = None
     """For the trials of a sweep, where a launcher has a better way than one by one, as a job array."""
+
+    @property
+    def size(self) -> int:
+        """Ranks of the whole job."""
+        return self.num_processes * self.num_nodes
 
     @abstractmethod
     def plan(self, plan: LaunchPlan) -> list[Command]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import secrets
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from distrib.errors import LaunchError
 from distrib.launchers.base import Command, Launcher, LaunchPlan
 from distrib.launchers.cluster import Cluster, address_of, check_restarts, without_users
 from distrib.rank_variables import TOKEN, TOKEN_FILE
 
 if TYPE_CHECKING:
     from distrib.launchers.forkserver import ForkServer
+    from distrib.launchers.hosts import Host
     from distrib.launchers.network import Link
 
 
@@ -95,8 +98,19 @@ def commands(cluster: Cluster, plan: LaunchPlan, link: Link | None) -> list[Comm
         "--start-timeout": f"{plan.start_timeout:.0f}",
     }
     if link is not None:
-        options["--network-interfaces"] = ",".join(dict.fromkeys(link.names))
+        options["--network-interfaces"] = _interface(link, hosts)
     words = [str(word) for option in options.items() for word in option]
     run = (sys.executable, "-m", "horovod.runner.launch", "--gloo", "--disable-cache", *words)
     env = cluster.common_environment(plan, address=address)
     return [Command(argv=(*run, *cluster.worker(plan)), env=env, rank=0, program="horovodrun")]
+
+
+def _interface(link: Link, hosts: Sequence[Host]) -> str:
+    """The one name that horovodrun gives all ranks. Raises `LaunchError` where hosts have others."""
+    if len(set(link.names)) > 1:
+        named = ", ".join(f"{name} on {host.name}" for host, name in zip(hosts, link.names, strict=True))
+        raise LaunchError(
+            f"horovodrun takes one name of an interface for all hosts, and {link.network} is at {named}: "
+            "choose launcher=ssh, which tells each host its own, or name the interfaces alike"
+        )
+    return link.names[0]

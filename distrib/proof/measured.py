@@ -51,6 +51,12 @@ class Measured(Strategy):
     def may_lose(self, rank: int, *, num_processes: int) -> bool:
         return self.inner.may_lose(rank, num_processes=num_processes)
 
+    def serves(self, rank: int, *, num_processes: int) -> bool:
+        return self.inner.serves(rank, num_processes=num_processes)
+
+    def serves(self, rank: int, *, num_processes: int) -> bool:
+        return self.inner.serves(rank, num_processes=num_processes)
+
     def setup(self, job: Job, world: World) -> None:
         self.inner.setup(job, world)
         self._rank = world.rank

@@ -56,6 +56,13 @@ class Strategy(ABC):
         """
         return False
 
+    def serves(self, rank: int, *, num_processes: int) -> bool:
+        """Whether ``rank`` trains nothing and only serves the others, as the last ranks of some strategies.
+
+        Asked before a process starts, like `check`.
+        """
+        return False
+
     @abstractmethod
     def setup(self, job: Job, world: World) -> None:
         """Builds, shards and wraps the model and its optimizer on ``world.device``."""

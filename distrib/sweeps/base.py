@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Literal
 
 from distrib.errors import ConfigError
 from distrib.sweeps.results import Objective, Result
 from distrib.sweeps.space import Space
+
+Parallel = int | Literal["auto"] | None
+"""How many trials run at once: see `Search`."""
 
 
 class Search(ABC):
@@ -17,17 +21,16 @@ class Search(ABC):
     far. So a sweep that was killed goes on with the trials it would have had.
 
     Args:
-        parallel: trials that run at once; None: as many as this machine's GPUs, or else its cores, take.
+        parallel: trials that run at once; "auto": all where the launcher queues many as one job and they are
+            known beforehand, else one; None: as many as fit the launcher, or this machine's GPUs, or cores.
         prune_after_trials: a trial is stopped where its evaluations fall behind the median of the others,
             once so many others are done; None: never.
         prune_after_steps: no trial is stopped before this step.
     """
 
-    def __init__(
-        self, *, parallel: int | None, prune_after_trials: int | None, prune_after_steps: int
-    ) -> None:
-        if parallel is not None and parallel < 1:
-            raise ConfigError("sweep.parallel", parallel, "at least 1, or null for as many as fit")
+    def __init__(self, *, parallel: Parallel, prune_after_trials: int | None, prune_after_steps: int) -> None:
+        if not _is_parallel(parallel):
+            raise ConfigError("sweep.parallel", parallel, "at least 1, auto, or null for as many as fit")
         if prune_after_trials is not None and prune_after_trials < 1:
             raise ConfigError("sweep.prune_after_trials", prune_after_trials, "at least 1, or null for never")
         self.parallel = parallel
@@ -46,6 +49,12 @@ class Search(ABC):
     ) -> tuple[str, ...] | None:
         """The overrides of the trial after ``past``, whose last ones may still run; None: there is none."""
         return None
+
+
+def _is_parallel(value: object) -> bool:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value >= 1
+    return value is None or value == "auto"
 
 
 def at_least_one(num_trials: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from distrib.sweeps.base import Search
+from distrib.sweeps.base import Parallel, Search
 from distrib.sweeps.space import Space
 
 
@@ -14,7 +14,7 @@ class Grid(Search):
     def __init__(
         self,
         *,
-        parallel: int | None = 1,
+        parallel: Parallel = "auto",
         prune_after_trials: int | None = None,
         prune_after_steps: int = 0,
     ) -> None:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from distrib.errors import MissingDependencyError
-from distrib.sweeps.base import Search, at_least_one
+from distrib.sweeps.base import Parallel, Search, at_least_one
 from distrib.sweeps.results import Objective, Result
 from distrib.sweeps.space import Space, read
 
@@ -38,7 +38,7 @@ class Optuna(Search):
         num_trials: int = 20,
         seed: int = 0,
         startup_trials: int = 10,
-        parallel: int | None = 1,
+        parallel: Parallel = "auto",
         prune_after_trials: int | None = None,
         prune_after_steps: int = 0,
     ) -> None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from random import Random as Generator
 
-from distrib.sweeps.base import Search, at_least_one
+from distrib.sweeps.base import Parallel, Search, at_least_one
 from distrib.sweeps.space import Space, draw
 
 
@@ -27,7 +27,7 @@ class Random(Search):
         *,
         num_trials: int = 20,
         seed: int = 0,
-        parallel: int | None = 1,
+        parallel: Parallel = "auto",
         prune_after_trials: int | None = None,
         prune_after_steps: int = 0,
     ) -> None:

@@ -60,6 +60,7 @@ JobCompType=jobcomp/none
 NodeName=h[1-{nodes}] CPUs={cpus} SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=4000
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 PartitionName=brief Nodes=ALL MaxTime=1 State=UP
+PartitionName=last Nodes=h{nodes} MaxTime=INFINITE State=UP
 """
 
 BOOT = """

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from distrib.launchers.failure import FAILED, PEER_LOST
 from distrib.signals import stop_flag
+from distrib.world import World
 
-RANK = int(os.environ["SLURM_PROCID"])
+RANK = World.from_env().rank
 RESUMED = os.environ.get("DISTRIB_RESUME")
 
 
@@ -31,6 +32,13 @@ def fails() -> None:
         raise ArithmeticError("the cause")
     helper()
     ready()
+    time.sleep(60)
+
+
+def last_fails() -> None:
+    if World.from_env().size == RANK + 1:
+        print(FAILED.format(rank=RANK), file=sys.stderr)
+        raise ArithmeticError("the cause")
     time.sleep(60)
 
 

@@ -1,6 +1,6 @@
 """``launcher=slurm`` as a process, to be signalled: ``slurm_start.py FOLDER SETTINGS MODULE [ARGUMENT ...]``.
 
-SETTINGS is a JSON object: the launcher's keys, and ``expendable``, a list of ranks.
+SETTINGS is a JSON object: the launcher's keys, those of ``servers``, and ``expendable``, a list of ranks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from distrib.errors import DistribError
 from distrib.launchers.base import LaunchPlan
-from distrib.launchers.slurm import Slurm
+from distrib.launchers.slurm import Servers, Slurm
 
 if __name__ == "__main__":
     folder, text, *module = sys.argv[1:]
@@ -21,6 +21,7 @@ if __name__ == "__main__":
         argv=(sys.executable, "-m", *module),
         expendable=frozenset(settings.pop("expendable", [])),
     )
+    settings["servers"] = Servers(**settings.pop("servers", {}))
     try:
         sys.exit(Slurm(**settings).launch(plan))
     except DistribError as error:

@@ -188,6 +188,37 @@ def test_without_requeue_a_job_saves_and_ends(slurm: Cluster, tmp_path: Path) ->
         assert "back in the queue" not in job.out
 
 
+SERVERS = {"num_nodes": 2, "servers": {"num_nodes": 1, "num_processes": 2, "partition": "last"}}
+
+
+def test_servers_run_on_nodes_of_their_own(slurm: Cluster, tmp_path: Path) -> None:
+    """The last ranks are on the other partition's node, and the job is one for whoever follows it."""
+    with launch(slurm, tmp_path, "fine", **SERVERS) as job:
+        assert job.code() == 0, job.err
+        assert "out of rank 0\n" in job.out
+        assert "error of rank 1 on h2" in job.log(1)
+        assert "error of rank 2 on h3" in job.log(2)
+        assert "error of rank 3 on h3" in job.log(3)
+
+
+def test_a_server_that_fails_is_named_by_its_rank_in_the_whole_job(slurm: Cluster, tmp_path: Path) -> None:
+    """srun counts the tasks of its own part; the ranks of both parts end at once."""
+    with launch(slurm, tmp_path, "last_fails", **SERVERS) as job:
+        assert job.code() == 1
+        assert "rank 3 failed with exit code 1:" in job.out
+        assert job.out.endswith("ArithmeticError: the cause\n")
+
+
+def test_servers_come_back_with_the_others(slurm: Cluster, tmp_path: Path) -> None:
+    """Before the time limit ranks of both parts are told; both queue again as one job."""
+    with launch(slurm, tmp_path, "saves", time="2", signal_seconds=110, **SERVERS) as job:
+        assert job.code() == 0, job.out
+        assert "its time is almost over" in job.out
+        for rank in range(4):
+            assert f"rank {rank} stops by SIGUSR1, resumed None" in job.log(rank)
+            assert f"rank {rank} stops by None, resumed {job.run_dir}" in job.log(rank)
+
+
 def test_ctrl_c_cancels_the_job(slurm: Cluster, tmp_path: Path) -> None:
     """Nothing is left on any node, the ranks have been asked to save, and the exit code is 130."""
     with launch(slurm, tmp_path, "saves", num_nodes=2) as job:
@@ -251,6 +282,27 @@ def test_inside_an_allocation_srun_is_started_directly(slurm: Cluster, tmp_path:
         assert "out of rank 0\n" in job.out
         assert "error of rank 1 on h2" in job.log(1)
         assert not (job.run_dir / "slurm.sbatch").exists()
+
+
+def test_servers_take_the_last_nodes_of_an_allocation(slurm: Cluster, tmp_path: Path) -> None:
+    """Without components in it, the parts stand one behind the other on its nodes."""
+    servers = {"num_nodes": 1, "servers": {"num_nodes": 1}}
+    with allocation(slurm) as inside:
+        nodes = (*inside, "SLURM_JOB_NODELIST=h[1-2]")
+        with launch(slurm, tmp_path, "fine", prefix=nodes, **servers) as job:
+            assert job.code() == 0, job.err
+            assert "error of rank 0 on h1" in job.log(0)
+            assert "error of rank 1 on h2" in job.log(1)
+
+
+def test_servers_take_their_component_of_an_allocation(slurm: Cluster, tmp_path: Path) -> None:
+    """In the shell that salloc opens on two kinds of nodes."""
+    prefix = ("salloc", "--nodes=2", "--partition=main", ":", "--nodes=1", "--partition=last")
+    servers = {"num_nodes": 2, "servers": {"num_nodes": 1}}
+    with launch(slurm, tmp_path, "fine", prefix=prefix, **servers) as job:
+        assert job.code() == 0, job.err
+        assert "error of rank 1 on h2" in job.log(1)
+        assert "error of rank 2 on h3" in job.log(2)
 
 
 def test_ctrl_c_inside_an_allocation(slurm: Cluster, tmp_path: Path) -> None:

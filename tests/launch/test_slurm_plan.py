@@ -12,16 +12,19 @@ from typing import Any
 
 import pytest
 
+from distrib.cli.compose import compose
 from distrib.errors import ConfigError
 from distrib.launchers.base import LaunchPlan
-from distrib.launchers.slurm import Slurm
+from distrib.launchers.slurm import Servers, Slurm
 from distrib.launchers.slurm.batch import newest_checkpoint
 from distrib.launchers.slurm.client import JobState, exit_code
-from distrib.launchers.slurm.follow import verdict
+from distrib.launchers.slurm.follow import decisive, verdict
 from distrib.launchers.slurm.options import check_run_dir, without_overrides
-from distrib.launchers.slurm.script import SCRIPT, WORK, Work
+from distrib.launchers.slurm.place import Place
+from distrib.launchers.slurm.script import SCRIPT, TASK, WORK, Work
 from distrib.launchers.slurm.step import code_of, ranks_of
 from distrib.launchers.slurm.submit import array_options
+from distrib.world import World
 
 PLAN = LaunchPlan.of_worker(Path("/data/a b"))
 
@@ -68,13 +71,100 @@ def test_the_script_has_one_command_of_two_paths() -> None:
 def test_the_step_starts_every_rank_with_argument_lists() -> None:
     """srun is told how many ranks there are, and to leave it to us to end them."""
     work = Work.from_json(Slurm(num_nodes=2, num_processes=3, cpus_per_task=4).files(PLAN)[WORK])
-    assert work.srun[:5] == (
+    (part,) = work.parts
+    assert part.srun[:5] == (
         "srun", "--nodes=2", "--ntasks-per-node=3", "--cpus-per-task=4", "--ntasks=6",
     )  # fmt: skip
-    assert {"--kill-on-bad-exit=0", "--wait=0"} <= set(work.srun)
-    assert work.srun[-3:] == ("/data/a b/logs", "distrib.worker", "/data/a b")
-    assert work.env == {"OMP_NUM_THREADS": "4"}
+    assert {"--kill-on-bad-exit=0", "--wait=0"} <= set(part.srun)
+    assert part.srun[-4:] == (TASK, "/data/a b/logs", "distrib.worker", "/data/a b")
+    assert part.env == {"OMP_NUM_THREADS": "4"}
     assert Work.from_json(work.to_json()) == work
+
+
+WITH_SERVERS = Slurm(
+    num_nodes=2, num_processes=3, partition="gpu", account="a1", time="30", cpus_per_task=4, mem="64G",
+    constraint="a100", extra=["--exclusive"],
+    servers=Servers(num_nodes=1, num_processes=2, partition="cpu", mem="8G"),
+)  # fmt: skip
+
+
+def test_servers_are_a_second_component_of_the_job() -> None:
+    """What is theirs is asked for them alone; whom to charge and how long is the same for all."""
+    first, second = WITH_SERVERS.files(PLAN)[SCRIPT].split("#SBATCH hetjob\n")
+    assert {"--nodes=2", "--ntasks-per-node=3", "--partition=gpu", "--mem=64G"} <= set(sbatch_lines(first))
+    assert {"--exclusive", "--constraint=a100", "--cpus-per-task=4"} <= set(sbatch_lines(first))
+    assert set(sbatch_lines(second)) == {
+        "--nodes=1", "--ntasks-per-node=2", "--partition=cpu", "--mem=8G", "--account=a1", "--time=30",
+        "--requeue",
+    }  # fmt: skip
+    alike = Slurm(partition="big", servers=Servers(num_nodes=1)).files(PLAN)[SCRIPT]
+    assert sbatch_lines(alike).count("--partition=big") == 2
+
+
+def test_servers_have_the_last_ranks() -> None:
+    """Each part is a step, told how many ranks and nodes stand before its own in the whole job."""
+    workers, servers = WITH_SERVERS.work(PLAN).parts
+    assert workers.srun[1:6] == (
+        "--nodes=2", "--ntasks-per-node=3", "--cpus-per-task=4", "--ntasks=6", "--het-group=0",
+    )  # fmt: skip
+    assert servers.srun[1:5] == ("--nodes=1", "--ntasks-per-node=2", "--ntasks=2", "--het-group=1")
+    assert "--place=0,8,0,3" in workers.srun
+    assert "--place=6,8,2,3" in servers.srun
+    assert (workers.first_rank, servers.first_rank) == (0, 6)
+    assert (workers.env, servers.env) == ({"OMP_NUM_THREADS": "4"}, {})
+    assert (WITH_SERVERS.size, WITH_SERVERS.num_serving) == (8, 2)
+
+
+def test_servers_take_the_last_nodes_of_an_allocation_of_one_kind() -> None:
+    """In a user's own allocation without components, counted from its first node."""
+    workers, servers = WITH_SERVERS.work(PLAN, heterogeneous=False).parts
+    assert "--relative=0" in workers.srun
+    assert "--relative=2" in servers.srun
+
+
+def test_a_rank_knows_its_place_in_the_whole_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From SLURM's variables, which count within a step, and the place of that step."""
+    monkeypatch.setenv("MASTER_ADDR", "h1")
+    monkeypatch.setenv("MASTER_PORT", "20001")
+    own = World(rank=1, size=2, local_rank=1, local_size=2)
+    whole = World.from_env(Place.read("6,8,2,3").variables(own))
+    assert (whole.rank, whole.size, whole.local_rank, whole.local_size) == (7, 8, 1, 2)
+    assert (whole.node, whole.num_nodes) == (2, 3)
+    assert (whole.master_address, whole.master_port) == ("h1", 20001)
+    assert Place.read(Place.read("6,8,2,3").word) == Place.read("6,8,2,3")
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"partition": "a;b"}, "launcher.servers.partition="),
+        ({"mem": "8 GB"}, "launcher.servers.mem="),
+        ({"num_nodes": -1}, "launcher.servers.num_nodes=-1"),
+        ({"num_processes": 0}, "launcher.servers.num_processes=0"),
+    ],
+)
+def test_what_makes_no_servers_is_refused_by_key(settings: dict[str, Any], key: str) -> None:
+    """Their values go into the same script as the others."""
+    with pytest.raises(ConfigError, match=key):
+        Servers(**settings)
+
+
+def test_hosts_for_servers_are_as_many_as_the_strategys() -> None:
+    """Checked before anything is submitted, by what the strategy says of its ranks."""
+    words = ["experiment=tiny", "launcher=slurm", "launcher.num_nodes=2", "launcher.servers.num_nodes=1"]
+    serving = [*words, "strategy=parameter_server", "launcher.servers.num_processes=2"]
+    with pytest.raises(ConfigError, match=r"launcher\.servers=2 processes: 1 ranks of this strategy serve"):
+        compose(serving)
+    with pytest.raises(ConfigError, match=r"launcher\.servers=1 processes: 0 ranks of this strategy serve"):
+        compose([*words, "strategy=ddp"])
+    assert compose([*serving, "strategy.num_servers=2"]).launcher["servers"]["num_nodes"] == 1
+
+
+def test_the_part_that_ended_badly_says_how_the_job_did() -> None:
+    """Of a job of several parts; where all ended well, the first."""
+    states = [JobState(job="7+0", state="CANCELLED"), JobState(job="7+1", state="COMPLETED")]
+    assert decisive(states[::-1]).job == "7+0"
+    assert decisive([JobState(job="7+0", state="COMPLETED"), states[1]]).job == "7+0"
 
 
 def test_one_command_submits() -> None:

@@ -142,9 +142,19 @@ def test_the_time_limit_changes_nothing(slurm: Cluster, place: Path, expected: l
     assert losses(run_dir) == pytest.approx(expected, abs=1e-5)
 
 
+def test_servers_on_other_nodes_change_nothing(slurm: Cluster, place: Path, expected: list[float]) -> None:
+    """Workers on two nodes, two servers on the node of another partition, as one heterogeneous job."""
+    strategy = ["strategy=parameter_server", "strategy.num_servers=2"]
+    servers = [f"launcher.servers.{key}" for key in ("num_nodes=1", "num_processes=2", "partition=last")]
+    ended_well(train(slurm, place, *RUN, *ON_SLURM, *strategy, *servers, "run_dir=served"))
+    assert losses(place / "served") == pytest.approx(expected, abs=1e-5)
+    assert json.loads((place / "served" / "summary.json").read_text())["world_size"] == 4
+    assert " on h3: " in (place / "served" / "logs" / "rank-3.log").read_text()
+
+
 def test_a_sweep_is_one_array(slurm: Cluster, place: Path) -> None:
     """Each trial is a task of one job; the sweep waits for all and ends with its table."""
-    sweep = [*RUN, *ON_SLURM, "train.steps=2", "seed=1,2", "sweep.parallel=2", "run_dir=sweep"]
+    sweep = [*RUN, *ON_SLURM, "train.steps=2", "seed=1,2", "run_dir=sweep"]
     out = ended_well(train(slurm, place, "-m", *sweep))
     assert "submitted: 2 trials" in out
     kept = json.loads((place / "sweep" / "sweep.json").read_text())

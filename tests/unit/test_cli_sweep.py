@@ -221,7 +221,7 @@ def test_optuna_follows_the_results(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_launcher_that_takes_many_gets_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An array's launcher is handed every trial, and each exit code finds its trial."""
+    """An array's launcher is handed every trial unless told otherwise; each exit code finds its trial."""
     from third_party.launchers import Recording
 
     calls: list[tuple[list[str], int | None]] = []
@@ -231,11 +231,15 @@ def test_a_launcher_that_takes_many_gets_all_at_once(monkeypatch: pytest.MonkeyP
         return [self.launch(plan) if plan.run_dir.name != "1" else 3 for plan in plans]
 
     monkeypatch.setattr(Recording, "launch_many", launch_many)
-    assert main([*TINY, "seed=1,2,3", "sweep.parallel=null"]) == 1
-    assert calls == [(["0", "1", "2"], None)]
+    assert main([*TINY, "seed=1,2,3"]) == 1
     assert [result["status"] for result in results()] == ["done", "failed", "done"]
-    assert main([*TINY, "seed=1,2"]) == 0  # one after another, as asked
-    assert len(calls) == 1
+    assert main([*TINY, "seed=1,2,3", "sweep.parallel=2"]) == 1
+    assert calls == [(["0", "1", "2"], None), (["0", "1", "2"], 2)]
+    assert main([*TINY, "seed=1,2", "sweep.parallel=1"]) == 0  # one after another, as asked
+    following = ["sweep=optuna", "sweep.num_trials=2", "optimizer.lr=interval(0,1)"]
+    assert main([*TINY, *following, "launcher.exit_code=3"]) == 1  # each from the results before it
+    assert main(["train", "-m", "resume=multirun/latest", "--config-dir", CONF]) == 1
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distrib.errors import ConfigError
+from distrib.errors import ConfigError, LaunchError
 from distrib.launchers.base import Command, Launcher, LaunchPlan
 from distrib.launchers.forwarding import forwarded, identity
 from distrib.launchers.horovodrun import Horovodrun
+from distrib.launchers.horovodrun import commands as horovodrun_commands
 from distrib.launchers.hosts import Host
 from distrib.launchers.mpirun import Mpirun
+from distrib.launchers.network import Link
 from distrib.launchers.ssh import SSH
 from distrib.launchers.torchrun import Torchrun
 from distrib.world import World
@@ -126,6 +129,17 @@ def test_a_user_that_a_program_does_not_read_is_refused(
     (tmp_path / "hosts").write_text("me@h1\n")
     with pytest.raises(ConfigError, match="takes no user"):
         make(hosts=str(tmp_path / "hosts"))
+
+
+def test_horovodrun_needs_one_name_of_the_interface(hosts: str) -> None:
+    """It gives all ranks the same; where hosts differ, each name is said, and who can do it."""
+    cluster = Horovodrun(hosts=hosts, num_nodes=2).cluster
+    addresses = ("10.0.0.1", "10.0.0.2")
+    alike = Link(network="10.0.0.0/24", addresses=addresses, names=("eth0", "eth0"))
+    (command,) = horovodrun_commands(cluster, PLAN, alike)
+    assert option(command, "--network-interfaces") == "eth0"
+    with pytest.raises(LaunchError, match="eth0 on h1, lan7 on h2: choose launcher=ssh"):
+        horovodrun_commands(cluster, PLAN, replace(alike, names=("eth0", "lan7")))
 
 
 def test_settings_go_along_and_the_rest_stays_here() -> None:

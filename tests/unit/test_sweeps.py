@@ -68,6 +68,7 @@ def test_hydras_grammar_makes_the_space(word: str, expected: object) -> None:
         (["sweep=rndom"], "sweep"),
         (["sweep.parallell=2"], "sweep.parallell"),
         (["sweep.parallel=0"], "sweep.parallel"),
+        (["sweep.parallel=many"], "sweep.parallel"),
         (["sweep.num_trials=3"], "sweep.num_trials"),
         (["sweep=random", "sweep.num_trials=0"], "sweep.num_trials"),
         (["sweep.prune_after_trials=0"], "sweep.prune_after_trials"),

@@ -3,3 +3,4 @@
 from __future__ import annotations
 
 from distrib.launchers.slurm.launcher import Slurm as Slurm
+from distrib.launchers.slurm.parts import Servers as Servers

@@ -21,7 +21,7 @@ from distrib.launchers.forwarding import identity
 from distrib.launchers.slurm import client
 from distrib.launchers.slurm.script import ARRAY, WORK, Work
 from distrib.launchers.slurm.step import Ending, Step
-from distrib.rank_variables import RANK_VARIABLES
+from distrib.rank_variables import RANK_VARIABLES, first_of, port_of
 from distrib.signals import handling
 
 INTERRUPTED = 130
@@ -94,7 +94,17 @@ class Allocation:
             if name not in RANK_VARIABLES or name.startswith("SLURM_")
         }
         resume = self._work.run_dir if self._newest() > self._work.newest else None
-        return {**ours, **self._work.env, **identity(attempt=restart, resume=resume)}
+        told = identity(attempt=restart, resume=resume)
+        return {**ours, **self._meeting(restart), **self._work.env, **told}
+
+    def _meeting(self, restart: int) -> dict[str, str]:
+        """Where the ranks of several steps meet; those of one find it in SLURM's variables."""
+        if len(self._work.parts) == 1:
+            return {}
+        # salloc leaves out the second of them where there are components.
+        nodes = os.environ.get("SLURM_JOB_NODELIST_HET_GROUP_0") or os.environ["SLURM_JOB_NODELIST"]
+        port = port_of(f"{self._job}/{self._starts}/{restart}")
+        return {"MASTER_ADDR": first_of(nodes) or nodes, "MASTER_PORT": str(port)}
 
     def _newest(self) -> str:
         return newest_checkpoint(Path(self._work.run_dir))

@@ -149,6 +149,11 @@ class Follower:
         self._interrupts += 1
 
 
+def decisive(parts: Sequence[JobState]) -> JobState:
+    """The state that says how a job ended whose parts have one each: the first that did not end well."""
+    return next((state for state in parts if state.state != "COMPLETED"), parts[0])
+
+
 def verdict(state: JobState, *, interrupted: bool) -> tuple[int, str]:
     """The exit code a job's last state stands for, and what to say where its log does not."""
     if interrupted:

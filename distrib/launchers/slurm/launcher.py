@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING
 from distrib.errors import ConfigError
 from distrib.launchers.base import Command, Launcher, LaunchPlan
 from distrib.launchers.slurm import options
-from distrib.launchers.slurm.script import SCRIPT, WORK, Work, output, script, srun
+from distrib.launchers.slurm.parts import Nodes, Servers, parts, size_options
+from distrib.launchers.slurm.script import SCRIPT, WORK, Work, output, script
 
 if TYPE_CHECKING:
     from distrib.launchers.forkserver import ForkServer
+
+SHARED = ("partition", "account", "qos", "time", "requeue", "no-requeue")
+"""Options that the servers' part has from the others' where it has none of its own."""
 
 
 class Slurm(Launcher):
@@ -34,6 +38,7 @@ class Slurm(Launcher):
         signal_seconds: how long before the time limit the ranks are asked to save; None: not at all.
         requeue: go back into the queue then, or when a node is lost, and on from the newest checkpoint.
         max_restarts: how often all ranks are started again in the same allocation after one died.
+        servers: nodes of their own for the ranks of a strategy that only serve: a heterogeneous job.
         follow: stay until the job has ended; False: exit 0 once it is submitted.
     """
 
@@ -55,6 +60,7 @@ class Slurm(Launcher):
         signal_seconds: int | None = 60,
         requeue: bool = True,
         max_restarts: int = 0,
+        servers: Servers | None = None,
         follow: bool = True,
     ) -> None:
         texts = {
@@ -85,7 +91,14 @@ class Slurm(Launcher):
         self.signal_seconds = signal_seconds
         self.requeue = requeue
         self.max_restarts = max_restarts
+        self.servers = servers or Servers()
+        self.num_serving = self.servers.size
         self.follow = follow
+
+    @property
+    def size(self) -> int:
+        """As `Launcher.size`."""
+        return super().size + self.servers.size
 
     def plan(self, plan: LaunchPlan) -> list[Command]:
         """One command, which submits the script; the script starts the ranks with srun."""
@@ -98,7 +111,7 @@ class Slurm(Launcher):
     def files(self, plan: LaunchPlan) -> Mapping[str, str]:
         """The script, and what it hands over to the node that it starts on."""
         return {
-            SCRIPT: script(plan.run_dir, options=self.sbatch_options(plan)),
+            SCRIPT: script(plan.run_dir, options=self.options_by_part(plan)),
             WORK: self.work(plan).to_json(),
         }
 
@@ -115,10 +128,14 @@ class Slurm(Launcher):
         return submit_one(self, plan)
 
     def launch_many(self, plans: Sequence[LaunchPlan], *, at_once: int | None) -> list[int]:
-        """As `LaunchMany`: one array with a task for each plan; inside an allocation, one after another."""
+        """As `LaunchMany`: one array with a task for each plan.
+
+        One after another inside an allocation, and with servers on nodes of their own, because SLURM makes
+        no arrays of heterogeneous jobs.
+        """
         for plan in plans:
             options.check_run_dir(plan.run_dir)
-        if "SLURM_JOB_ID" in os.environ:
+        if "SLURM_JOB_ID" in os.environ or self.servers.num_nodes:
             return [self.launch(plan) for plan in plans]
         from distrib.launchers.slurm.submit import submit_many
 
@@ -130,7 +147,7 @@ class Slurm(Launcher):
         lead = {} if self.signal_seconds is None else {"signal": f"B:USR1@{self.signal_seconds}"}
         own: dict[str, str | None] = {
             **given,
-            **self._size(),
+            **size_options(self),
             **lead,
             "requeue" if self.requeue else "no-requeue": None,
             "open-mode": "append",
@@ -141,35 +158,56 @@ class Slurm(Launcher):
             own[name] = value if equals else None
         return own
 
-    def work(self, plan: LaunchPlan) -> Work:
-        """What the script's process does on the first node."""
+    def options_by_part(self, plan: LaunchPlan) -> list[dict[str, str | None]]:
+        """The options of sbatch for each part of the job."""
+        whole = self.sbatch_options(plan)
+        if not self.servers.num_nodes:
+            return [whole]
+        shared = {name: whole[name] for name in SHARED if name in whole}
+        own = {key: value for key, value in self.servers.texts.items() if value is not None}
+        return [whole, {**shared, **own, **size_options(self.servers)}]
+
+    def work(self, plan: LaunchPlan, *, heterogeneous: bool = True) -> Work:
+        """What the script's process does on the first node.
+
+        Args:
+            heterogeneous: the allocation has a component for each part; False: the servers' nodes are the
+                last of its only one.
+        """
         from distrib.launchers.slurm.batch import newest_checkpoint
 
-        size = {**self._size(), "ntasks": str(self.num_nodes * self.num_processes)}
-        threads = {} if self.cpus_per_task is None else {"OMP_NUM_THREADS": str(self.cpus_per_task)}
         return Work(
             run_dir=str(plan.run_dir),
-            srun=srun(plan.argv, run_dir=plan.run_dir, options=size),
-            env={**threads, **plan.env},
+            parts=tuple(parts(self._kinds(), plan.argv, run_dir=plan.run_dir, heterogeneous=heterogeneous)),
+            env=plan.env,
             requeue=self.requeue,
             max_restarts=self.max_restarts,
             expendable=tuple(sorted(plan.expendable)),
             newest=newest_checkpoint(plan.run_dir),
         )
 
-    def _size(self) -> dict[str, str]:
-        cores = {} if self.cpus_per_task is None else {"cpus-per-task": str(self.cpus_per_task)}
-        return {"nodes": str(self.num_nodes), "ntasks-per-node": str(self.num_processes), **cores}
+    def _kinds(self) -> list[Nodes]:
+        return [self, self.servers] if self.servers.num_nodes else [self]
 
     def _start_here(self, plan: LaunchPlan) -> int:
         """In the allocation that this process is in, without a script."""
         from distrib.launchers.slurm.batch import allocation
 
-        nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
-        if nodes < self.num_nodes:
-            raise ConfigError(
-                "launcher.num_nodes",
-                self.num_nodes,
-                f"this allocation (job {os.environ['SLURM_JOB_ID']}) has {nodes}; ask for more",
-            )
-        return allocation(self.work(plan)).run()
+        heterogeneous = "SLURM_HET_SIZE" in os.environ
+        asked = {"launcher.num_nodes": self.num_nodes, "launcher.servers.num_nodes": self.servers.num_nodes}
+        if heterogeneous:
+            there = [_nodes(f"_HET_GROUP_{group}") for group in range(2)]
+        else:
+            there = [_nodes(), _nodes() - self.num_nodes]
+        for (key, wanted), nodes in zip(asked.items(), there, strict=True):
+            if nodes < wanted:
+                job = os.environ["SLURM_JOB_ID"]
+                raise ConfigError(
+                    key, wanted, f"this allocation (job {job}) has {nodes} for it; ask for more"
+                )
+        return allocation(self.work(plan, heterogeneous=heterogeneous)).run()
+
+
+def _nodes(suffix: str = "") -> int:
+    """Of this allocation, or of one component of it."""
+    return int(os.environ.get(f"SLURM_JOB_NUM_NODES{suffix}", "1"))

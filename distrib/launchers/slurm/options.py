@@ -40,19 +40,19 @@ VARIABLES = {"time": "SBATCH_TIMELIMIT", "mem": "SBATCH_MEM_PER_NODE", "array": 
 """Where the variable that overrides an option of a script is not called ``SBATCH_<OPTION>``."""
 
 
-def check_texts(**values: str | int | None) -> None:
+def check_texts(section: str = "launcher", /, **values: str | int | None) -> None:
     """Raises `ConfigError` for a text that is not what its key means."""
     for key, value in values.items():
         pattern, meaning = MEANING[key]
         if value is not None and (not pattern.fullmatch(str(value)) or str(value).startswith("-")):
-            raise ConfigError(f"launcher.{key}", repr(value), meaning)
+            raise ConfigError(f"{section}.{key}", repr(value), meaning)
 
 
-def check_numbers(least: int, **values: int | None) -> None:
+def check_numbers(least: int, section: str = "launcher", /, **values: int | None) -> None:
     """Raises `ConfigError` for a number below ``least``."""
     for key, value in values.items():
         if value is not None and value < least:
-            raise ConfigError(f"launcher.{key}", value, f"at least {least} is needed")
+            raise ConfigError(f"{section}.{key}", value, f"at least {least} is needed")
 
 
 def check_extra(extra: Iterable[str]) -> None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from distrib.launchers.slurm.place import Part, Place
 
 SCRIPT = "slurm.sbatch"
 WORK = "slurm.json"
@@ -22,6 +24,8 @@ ARRAY = "slurm-array.json"
 
 BATCH = "distrib.launchers.slurm.batch"
 TASK = "distrib.launchers.slurm.task"
+PLACE = "--place="
+"""Before the task's other arguments, in a job of several parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +33,8 @@ class Work:
     """What is done inside an allocation."""
 
     run_dir: str
-    srun: tuple[str, ...]
-    """The command that starts all ranks."""
+    parts: tuple[Part, ...]
+    """What starts the ranks: one srun for all, or one for each kind of node, the first on the first node."""
     env: Mapping[str, str] = field(default_factory=dict)
     """More variables for every rank."""
     requeue: bool = True
@@ -55,39 +59,50 @@ class Work:
     def from_json(cls, text: str) -> Work:
         """The opposite of `to_json`."""
         values: dict[str, Any] = json.loads(text)
-        lists = {name: tuple(values[name]) for name in ("srun", "expendable")}
-        return cls(**{**values, **lists})
+        parts = tuple(map(Part.from_json, values["parts"]))
+        return cls(**{**values, "parts": parts, "expendable": tuple(values["expendable"])})
 
 
-def srun(argv: tuple[str, ...], *, run_dir: Path, options: Mapping[str, str]) -> tuple[str, ...]:
+def srun(
+    argv: tuple[str, ...], *, run_dir: Path, options: Mapping[str, str], place: Place | None = None
+) -> tuple[str, ...]:
     """The command that starts ``argv`` (``python -m module ...``) as every rank of a step.
+
+    Args:
+        options: srun's, without the dashes.
+        place: of these ranks in a job of several parts.
 
     srun itself ends nothing when a rank fails: `distrib.launchers.slurm.step` first looks for the cause.
     """
     python, dash_m, *module = argv
     given = [f"--{name}={value}" for name, value in options.items()]
-    task = (python, dash_m, TASK, str(run_dir / "logs"), *module)
+    placed = [] if place is None else [f"{PLACE}{place.word}"]
+    task = (python, dash_m, TASK, *placed, str(run_dir / "logs"), *module)
     return ("srun", *given, "--kill-on-bad-exit=0", "--wait=0", "--mpi=none", *task)
 
 
-def script(folder: Path, *, options: Mapping[str, str | None]) -> str:
+def script(folder: Path, *, options: Sequence[Mapping[str, str | None]]) -> str:
     """The script that sbatch is given.
 
     Args:
         folder: holds ``slurm.json``.
-        options: sbatch's, without the dashes; None for one without a value.
+        options: sbatch's for each part of the job, without the dashes; None for one without a value.
     """
     lines = [
         "#!/bin/bash",
         "# Written by distrib. `sbatch` submits it again; the run then goes on from its newest checkpoint.",
-        *(
-            f"#SBATCH --{name}" + ("" if value is None else f"={shlex.quote(value)}")
-            for name, value in options.items()
-        ),
+        "\n#SBATCH hetjob\n".join(map(_lines, options)),
         # exec: the signal before the time limit goes to the script's own process.
         f"exec {shlex.quote(sys.executable)} -m {BATCH} {shlex.quote(str(folder))}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _lines(options: Mapping[str, str | None]) -> str:
+    return "\n".join(
+        f"#SBATCH --{name}" + ("" if value is None else f"={shlex.quote(value)}")
+        for name, value in options.items()
+    )
 
 
 def output(folder: Path, name: str) -> str:

@@ -1,4 +1,7 @@
-"""One step: srun from its start to its end, and which rank brought the end about."""
+"""The ranks of a job from their start to their end, and which of them brought the end about.
+
+One srun starts them all, or one for each part of the job (`distrib.launchers.slurm.parts`).
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
 from typing import IO
 
 from distrib.launchers.failure import PEER_LOST, TAIL_LINES, Death, first_cause
+from distrib.launchers.slurm.place import Part
 from distrib.launchers.slurm.script import Work
 from distrib.launchers.supervise import CAUSE_SECONDS
 
 POLL_SECONDS = 0.2
+
+Line = tuple[Part, str | None]
+"""What the srun of a part wrote; None: its end."""
 
 DIED = re.compile(r"srun: error: \S+: tasks? (?P<ranks>[\d,-]+): (?P<how>.+)")
 EXITED = re.compile(r"Exited with exit code (\d+)")
@@ -54,7 +62,7 @@ class Step:
     def __init__(self, work: Work, *, env: Mapping[str, str]) -> None:
         self._work = work
         self._env = env
-        self._process: subprocess.Popen[str] | None = None
+        self._processes: list[subprocess.Popen[str]] = []
         self._deaths: list[Death] = []
         self._said: deque[str] = deque(maxlen=TAIL_LINES)
         self._starts: dict[Path, int] = {}
@@ -64,52 +72,59 @@ class Step:
     def run(self) -> Ending:
         """Until every rank has ended. The first failure ends the others."""
         self._starts = {log: log.stat().st_size for log in self._work.logs.glob("rank-*.log")}
-        lines: Queue[str | None] = Queue()
-        with subprocess.Popen(
-            self._work.srun,
-            env=self._env,
+        lines: Queue[Line] = Queue()
+        with ExitStack() as stack:
+            readers = []
+            for part in self._work.parts:
+                process = stack.enter_context(self._start(part))
+                self._processes.append(process)
+                readers.append(threading.Thread(target=_read, args=(process.stderr, part, lines)))
+                readers[-1].start()
+            self._watch(lines)
+            for reader in readers:
+                reader.join()
+            self._close_inputs()
+            codes = [process.wait() for process in self._processes]
+        return self._ending(next((code for code in codes if code), 0))
+
+    def tell(self, number: signal.Signals) -> None:
+        """Gives every rank a signal: the ranks alone, not what they have started."""
+        for process in self._processes:
+            with contextlib.suppress(OSError, ValueError):  # its step has ended meanwhile
+                # Unbuffered: this runs in a signal's handler, which may have interrupted another one.
+                os.write(process.stdin.fileno(), f"{number.name}\n".encode())  # type: ignore[union-attr]
+
+    def end(self) -> None:
+        """Kills all ranks and what they started. srun does so at a SIGTERM."""
+        self._ended = True
+        for process in self._processes:
+            process.terminate()
+
+    def _start(self, part: Part) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            part.srun,
+            env={**self._env, **part.env},
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
             start_new_session=True,  # the terminal's Ctrl-C is this process's to pass on
-        ) as self._process:
-            reader = threading.Thread(target=_read, args=(self._process.stderr, lines))
-            reader.start()
-            self._watch(lines)
-            reader.join()
-            self._close_input()
-            code = self._process.wait()
-        return self._ending(code)
+        )
 
-    def tell(self, number: signal.Signals) -> None:
-        """Gives every rank a signal: the ranks alone, not what they have started."""
-        if self._process is None or self._process.stdin is None:
-            return
-        with contextlib.suppress(OSError, ValueError):  # the step has ended meanwhile
-            # Unbuffered: this runs in a signal's handler, which may have interrupted another one.
-            os.write(self._process.stdin.fileno(), f"{number.name}\n".encode())
-
-    def end(self) -> None:
-        """Kills all ranks and what they started. srun does so at a SIGTERM."""
-        self._ended = True
-        if self._process is not None:
-            self._process.terminate()
-
-    def _watch(self, lines: Queue[str | None]) -> None:
-        while True:
+    def _watch(self, lines: Queue[Line]) -> None:
+        running = len(self._processes)
+        while running:
             try:
-                line = lines.get(timeout=POLL_SECONDS)
+                part, line = lines.get(timeout=POLL_SECONDS)
+                running -= line is None
+                if line is not None:
+                    self._note(line, part)
             except Empty:
-                line = ""
-            if line is None:
-                return
-            if line:
-                self._note(line)
+                pass
             if self._deaths and not self._ended and self._cause_is_known():
                 self.end()
 
-    def _note(self, line: str) -> None:
+    def _note(self, line: str, part: Part) -> None:
         """Shows a line, and keeps what it says about ranks until the step is ended by us."""
         sys.stderr.write(line)
         sys.stderr.flush()
@@ -117,12 +132,13 @@ class Step:
         self._lost_node = self._lost_node or NODE_LOST.search(line) is not None
         if not self._ended:
             self._deaths += [
-                death for death in self._deaths_in(line) if death.rank not in self._work.expendable
+                death for death in self._deaths_in(line, part) if death.rank not in self._work.expendable
             ]
 
-    def _deaths_in(self, line: str) -> Iterator[Death]:
+    def _deaths_in(self, line: str, part: Part) -> Iterator[Death]:
         match = DIED.search(line)
-        for rank in ranks_of(match["ranks"]) if match else ():
+        for task in ranks_of(match["ranks"]) if match else ():
+            rank = part.first_rank + task
             log = self._work.logs / f"rank-{rank}.log"
             yield Death(
                 rank=rank,
@@ -136,10 +152,10 @@ class Step:
         cause = first_cause(self._deaths)
         return cause.code != PEER_LOST or time.monotonic() - cause.seen_at > CAUSE_SECONDS
 
-    def _close_input(self) -> None:
-        if self._process is not None and self._process.stdin is not None:
+    def _close_inputs(self) -> None:
+        for process in self._processes:
             with contextlib.suppress(OSError):
-                self._process.stdin.close()
+                process.stdin.close()  # type: ignore[union-attr]
 
     def _ending(self, code: int) -> Ending:
         cause = first_cause(self._deaths) if self._deaths else None
@@ -156,10 +172,10 @@ class Step:
         return 0 if expected else 128 - code if code < 0 else code
 
 
-def _read(stream: IO[str] | None, lines: Queue[str | None]) -> None:
-    for line in stream or ():
-        lines.put(line)
-    lines.put(None)
+def _read(stream: IO[str], part: Part, lines: Queue[Line]) -> None:
+    for line in stream:
+        lines.put((part, line))
+    lines.put((part, None))
 
 
 def ranks_of(text: str) -> Iterable[int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from distrib.errors import ConfigError, LaunchError
 from distrib.launchers.slurm import client
-from distrib.launchers.slurm.follow import Follower, verdict
+from distrib.launchers.slurm.follow import Follower, decisive, verdict
 from distrib.launchers.slurm.options import without_overrides
 from distrib.launchers.slurm.script import ARRAY, SCRIPT, WORK, output, script
 from distrib.rank_variables import RANK_VARIABLES
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 def submit_one(launcher: Slurm, plan: LaunchPlan) -> int:
     """The exit code of the job, or 0 at once where nobody wants to follow it."""
     write(plan.run_dir, launcher.files(plan))
-    job = submit(plan.run_dir / SCRIPT, options=launcher.sbatch_options(plan))
+    named = {name: value for part in launcher.options_by_part(plan) for name, value in part.items()}
+    job = submit(plan.run_dir / SCRIPT, options=named)
     log = plan.run_dir / "logs" / f"slurm-{job}.out"
     print(f"job {job}   submitted; it does not need this command to go on\nlog   {log}", flush=True)
     if not launcher.follow:
         return 0
     follower = Follower(job, log=log)
-    (state,) = follower.run()
-    code, words = verdict(state, interrupted=follower.interrupted)
+    code, words = verdict(decisive(follower.run()), interrupted=follower.interrupted)
     if words:
         print(words, file=sys.stderr, flush=True)
     return code
@@ -47,7 +47,7 @@ def submit_many(launcher: Slurm, plans: Sequence[LaunchPlan], *, at_once: int | 
         launcher.sbatch_options(plans[0]), folder=folder, size=len(plans), at_once=at_once
     )
     run_dirs = json.dumps([str(plan.run_dir) for plan in plans], indent=1)
-    write(folder, {ARRAY: run_dirs, SCRIPT: script(folder, options=options)})
+    write(folder, {ARRAY: run_dirs, SCRIPT: script(folder, options=[options])})
     job = submit(folder / SCRIPT, options=options)
     print(f"job {job}   submitted: {len(plans)} trials\nlogs   {folder}/slurm-{job}_*.out", flush=True)
     if not launcher.follow:

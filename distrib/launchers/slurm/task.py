@@ -1,4 +1,4 @@
-"""One rank of a step: ``srun python -m distrib.launchers.slurm.task <logs> <module> <argument> ...``.
+"""One rank of a step: ``python -m distrib.launchers.slurm.task [<place>] <logs> <module> <argument> ...``.
 
 A small process that forks the rank, keeps its log, and kills what it leaves behind. On standard input it
 listens to whoever holds srun: a line names a signal, the end says that the launcher is gone. Signals do
@@ -19,20 +19,31 @@ from types import FrameType
 from distrib.launchers.base import Command
 from distrib.launchers.forkserver import become
 from distrib.launchers.logs import Mirror, open_log
+from distrib.launchers.slurm.place import Place
+from distrib.launchers.slurm.script import PLACE
 from distrib.signals import LIFELINE
+from distrib.world import World
 
 LOOK_SECONDS = 0.05
 
 
 class Task:
-    """Runs ``python -m module`` as the rank of this process."""
+    """Runs ``python -m module`` as the rank of this process.
 
-    def __init__(self, logs: Path, module: str, *arguments: str) -> None:
+    Args:
+        place: of this step in a job of several parts; None: it is the whole job.
+    """
+
+    def __init__(self, place: Place | None, logs: Path, module: str, *arguments: str) -> None:
         self._module = module
         self._arguments = arguments
-        rank = int(os.environ["SLURM_PROCID"])
+        rank, size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_STEP_NUM_TASKS"])
+        self._env = dict(os.environ)
+        if place is not None:
+            self._env |= place.variables(World.from_env())
+            rank, size = rank + place.first_rank, place.size
         command = Command(argv=tuple(sys.argv), env={}, rank=rank, host=os.uname().nodename)
-        _, self._log = open_log(logs, command, size=int(os.environ["SLURM_STEP_NUM_TASKS"]))
+        _, self._log = open_log(logs, command, size=size)
         # Rank 0 stays on screen, but for its last words; the others write to their logs alone.
         self._mirror = Mirror(self._log) if rank == 0 else None
         self._pid = 0
@@ -64,7 +75,7 @@ class Task:
         request = {
             "module": self._module,
             "argv": self._arguments,
-            "env": dict(os.environ),
+            "env": self._env,
             "cwd": os.getcwd(),
             "named": [LIFELINE],
         }
@@ -99,9 +110,11 @@ class Task:
             os.kill(self._pid, number)
 
 
-def main(logs: str, *module: str) -> int:
+def main(*arguments: str) -> int:
     """Returns in the rank itself as well, whose module has ended by then."""
-    code = Task(Path(logs), *module).run()
+    place = Place.read(arguments[0].removeprefix(PLACE)) if arguments[0].startswith(PLACE) else None
+    logs, *module = arguments[1:] if place else arguments
+    code = Task(place, Path(logs), *module).run()
     if code < 0:
         signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
         os.kill(os.getpid(), -code)

@@ -120,6 +120,9 @@ class ParameterServer(Strategy):
             return self.server_backups > 0
         return rank > 0 and (self.mode != "sync" or self.min_workers is not None)
 
+    def serves(self, rank: int, *, num_processes: int) -> bool:
+        return rank >= self.num_workers(num_processes)
+
     def setup(self, job: Job, world: World) -> None:
         self.check(num_processes=world.size)
         from distrib.strategies.parameter_server import building
@@ -127,10 +130,10 @@ class ParameterServer(Strategy):
 
         check_job(job)
         self._world = world
-        if world.rank < self.num_workers(world.size):
-            self._worker = building.worker(self, job, world)
-        else:
+        if self.serves(world.rank, num_processes=world.size):
             self._server = building.server(self, job, world)
+        else:
+            self._worker = building.worker(self, job, world)
 
     @property
     def shard(self) -> DataShard:

@@ -1,0 +1,166 @@
+"""One worker's session on a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from distrib.strategies.parameter_server.rules import Push
+from distrib.strategies.parameter_server.session import PULL, PUSH, Message, Op, Pending, Session, as_bytes
+
+if TYPE_CHECKING:
+    from distrib.strategies.parameter_server.server import Server
+
+
+class Desk:
+    """Answers one worker, in a thread of its own, from what the server's threads share."""
+
+    def __init__(self, server: Server, session: Session, rank: int) -> None:
+        self._server, self._session, self._rank = server, session, rank
+        self._part, self._hall = server.part, server.hall
+        self._spare: Tensor | None = None
+        self._answers: dict[int, Callable[[Message], object]] = {
+            Op.STEP: self._step,
+            Op.AGAIN: self._take_push,
+            Op.FETCH: self._fetch,
+            Op.PLACE: self._place,
+            Op.MEET: self._meet,
+            Op.TALLY: self._tally,
+            Op.JOIN: self._join,
+            Op.SLOTS: lambda _: self._session.tell(Op.SLOTS, text=self._part.slots()),
+            Op.GET: self._get,
+            Op.PUT: self._put,
+            Op.FACTS: self._facts,
+        }
+
+    def serve(self) -> None:
+        """Answers until the worker leaves."""
+        while (message := self._session.hear()).op != Op.LEAVE:
+            self._answers[message.op](message)
+
+    def _step(self, message: Message) -> None:
+        push = self._take_push(message)
+        with self._hall.changed:
+            self._hall.wait_for(lambda: self._hall.rules.may_go_on(push, version=self._hall.version or 0))
+            weights = self._weights_for(push)
+            numbers = (self._hall.version or 0, *self._result_of(push), self._hall.stop_at)
+        self._session.tell(Op.STEP, *numbers)
+        self._send_buckets(weights)
+
+    def _take_push(self, message: Message) -> Push:
+        step, base = int(message.numbers[0]), int(message.numbers[1])
+        vector = torch.empty_like(self._part.vector) if self._spare is None else self._spare
+        self._spare = None
+        self._receive_gradient(vector)
+        trailer = torch.empty(5 + self._server.num_parameters, dtype=torch.float64)
+        loss, targets, step_targets, norm, waited = self._session.receive(trailer)[:5].tolist()
+        push = Push(
+            rank=self._rank,
+            step=step,
+            base=base,
+            vector=vector,
+            loss=loss,
+            targets=targets,
+            step_targets=step_targets,
+            norm=norm,
+            touched=self._server.names(trailer[5:]),
+        )
+        with self._hall.told():
+            self._server.facts.waited(self._rank, waited)
+            self._hall.push(push)
+        return push
+
+    def _result_of(self, push: Push) -> tuple[float, float, bool]:
+        """Norm, loss and whether there was an update; of a step still to be finished, what is known of it."""
+        result = self._hall.result
+        if push.applied:
+            return result.norm, result.loss, result.updated
+        return result.norm, push.loss * push.step_targets / max(push.targets, 1.0), True
+
+    def _weights_for(self, push: Push) -> Tensor:
+        """What answers a push: a copy, because the next update may be made while it is on its way."""
+        if push.answer is not None:
+            return push.answer
+        self._spare = push.vector if push.applied else None
+        return self._part.vector.clone() if self._spare is None else self._spare.copy_(self._part.vector)
+
+    def _fetch(self, message: Message) -> None:
+        with self._hall.changed:
+            weights, version = self._part.vector.clone(), self._hall.version
+        self._session.tell(Op.FETCH, version or 0)
+        self._send_buckets(weights)
+
+    def _place(self, message: Message) -> None:
+        weights = torch.empty_like(self._part.vector)
+        self._receive_buckets(weights)
+        with self._hall.told(), torch.no_grad():
+            self._part.vector.copy_(weights)
+            self._part.finish_loading()
+            self._server.ledger.whole()
+        self._session.tell(Op.PLACE)
+
+    def _meet(self, message: Message) -> None:
+        step, count, length = map(int, message.numbers[:3])
+        vector = self._session.receive(torch.empty(length, dtype=torch.float64))
+        total = self._hall.meet(self._rank, (step, count), vector)
+        self._server.ledger.keep()
+        self._session.send(total)
+
+    def _tally(self, message: Message) -> None:
+        vote, length = bool(message.numbers[0]), int(message.numbers[1])
+        vector = self._session.receive(torch.empty(length, dtype=torch.float64))
+        total = self._hall.tally(self._rank, vector, vote=vote)
+        self._server.ledger.keep()
+        self._session.tell(Op.TALLY, self._hall.stop_at)
+        self._session.send(total)
+
+    def _join(self, message: Message) -> None:
+        told = int(message.numbers[0])
+        begin = self._hall.join(self._rank, None if told < 0 else told)
+        self._server.ledger.keep()
+        self._session.tell(Op.JOIN, begin)
+
+    def _get(self, message: Message) -> None:
+        with self._hall.changed:
+            value = as_bytes(self._part.slot(*message.text)).clone()
+        self._session.send(value)
+
+    def _put(self, message: Message) -> None:
+        name, slot, dtype, shape = message.text
+        value = torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
+        self._session.receive(as_bytes(value))
+        self._part.put_slot(name, slot, value)
+
+    def _facts(self, message: Message) -> None:
+        with self._hall.changed:
+            self._session.tell(Op.FACTS, text=self._server.facts.taken())
+
+    def _receive_gradient(self, vector: Tensor) -> None:
+        """A push's buckets, whichever way they are packed."""
+        packing = self._server.packing
+        if packing is None:
+            self._receive_buckets(vector)
+            return
+        runs = [vector[place] for place in self._places()]
+        inboxes = [packing.inbox(run) for run in runs]
+        self._move(inboxes, self._session.start_receive, PUSH)
+        for inbox, run in zip(inboxes, runs, strict=True):
+            packing.unpack(inbox, run)
+
+    def _receive_buckets(self, vector: Tensor) -> None:
+        self._move([vector[place] for place in self._places()], self._session.start_receive, PUSH)
+
+    def _send_buckets(self, vector: Tensor) -> None:
+        self._move([vector[place] for place in self._places()], self._session.start_send, PULL)
+
+    def _places(self) -> list[slice]:
+        return [bucket.places[self._part.server] for bucket in self._part.layout.buckets]
+
+    def _move(self, runs: Sequence[Tensor], start: Callable[[Tensor, int], Pending], tag: int) -> None:
+        """This server's run of every bucket at once; returns when all are through."""
+        works = [start(run, tag + 2 * number) for number, run in enumerate(runs) if run.numel()]
+        for work in works:
+            work.wait()
