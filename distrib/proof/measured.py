@@ -54,9 +54,6 @@ class Measured(Strategy):
     def serves(self, rank: int, *, num_processes: int) -> bool:
         return self.inner.serves(rank, num_processes=num_processes)
 
-    def serves(self, rank: int, *, num_processes: int) -> bool:
-        return self.inner.serves(rank, num_processes=num_processes)
-
     def setup(self, job: Job, world: World) -> None:
         self.inner.setup(job, world)
         self._rank = world.rank
