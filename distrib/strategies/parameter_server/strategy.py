@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from distrib.core import Batch, DataShard, Job, StepResult
 from distrib.strategies.base import Strategy
+from distrib.strategies.parameter_server import validation
 from distrib.world import World
 
 if TYPE_CHECKING:
@@ -23,48 +24,41 @@ T = TypeVar("T")
 class ParameterServer(Strategy):
     """The last ranks serve: they hold weights and optimizer state, the others send gradients to them.
 
-    Parameters are split over the servers by bytes, large tensors cut. A worker's gradients leave while
-    backward still runs and the next weights come in the order in which forward needs them. Gradients are
-    clipped by the norm over all servers. A server updates pieces of tensors, so the result is exact for
-    optimizers that treat each element alone: SGD, Adam, AdamW, RMSprop, Adagrad; not for those that look
-    at a tensor's shape or norm (LAMB, LARS, Adafactor, Muon).
+    Parameters are split over the servers by bytes, large tensors cut. Gradients leave while backward runs,
+    weights come in the order in which forward needs them, the clip's norm is over all servers. Pieces of
+    tensors are updated, which is exact for optimizers that treat each element alone (SGD, Adam, AdamW,
+    RMSprop, Adagrad) and not for those that look at a whole tensor (LAMB, LARS, Adafactor, Muon).
 
     Args:
         mode: ``sync``: one update by the sum of the workers' gradients: the one-process trajectory.
-            ``stale`` **changes the result**: a worker may be ``staleness`` steps ahead of the slowest
-            one, so that gradients are computed from weights that lack up to as many updates; still one
-            update per step, of all workers' gradients. 0 is ``sync``.
+            ``stale`` **changes the result**: a worker may be ``staleness`` steps ahead of the slowest, so
+            that gradients lack up to as many updates; still one update per step, of all. 0 is ``sync``.
             ``async`` **changes the result**: each worker's gradient makes an update of its own, at once;
-            no worker waits for another, and nothing bounds how old the weights were that it was
-            computed from. Its learning rate is the step's times its share of the step's targets.
-            ``average`` **changes the result**: a worker makes optimizer steps of its own, from the mean
-            gradient over its share of each global batch, clipped by that gradient's norm. Every
-            ``average_every`` steps it sends its parameters and goes on from the workers' mean, in which
-            each counts by the targets it has learnt from (McMahan et al. 2017, arXiv:1602.05629). The
-            workers' optimizers stay apart; a checkpoint has their mean. Between two exchanges, evaluation and
-            checkpoint are of the mean, which nobody goes on from.
+            nobody waits, and nothing bounds how old the weights were that it was computed from. Its
+            learning rate is the step's times its share of the step's targets.
+            ``average`` **changes the result**: a worker makes optimizer steps of its own, by the mean
+            gradient over its share of each global batch, clipped by its norm. Every ``average_every`` steps
+            it goes on from the workers' mean parameters, in which each counts by the targets it has learnt
+            from (McMahan et al. 2017, arXiv:1602.05629). Optimizers stay apart; a checkpoint has their
+            mean. Between two exchanges evaluation and checkpoint are of the mean, which nobody goes on from.
         num_servers: parts that the model is cut into, each served by a rank of its own.
-        server_backups: 1: the last ``num_servers`` ranks are backups, in the order of the servers, so that
-            ``2 * num_servers`` ranks serve. A server makes no update known before its backup has it. When a
-            server is lost its backup goes on in its place and no update is lost; started again
-            (``launcher.rejoins``) it becomes the backup. Not for ``mode=average``.
+        server_backups: 1: the last ``num_servers`` ranks are backups, in the servers' order. No update is
+            known before the backup has it. When a server is lost its backup goes on, with every update; the
+            server, started again (``launcher.rejoins``), becomes the backup. Not for ``mode=average``.
         staleness, average_every: of ``mode=stale`` and of ``mode=average`` (H), in steps.
         damping: of ``mode=async``: divides the learning rate of a late gradient by how many times older
             its weights were than with equally fast workers (after Zhang et al. 2016, arXiv:1511.05950).
-        elastic: of ``mode=average``: instead of the mean, the servers keep a centre of their own; every
-            exchange moves the worker's parameters and the centre towards each other by this share of
-            their difference, and nobody waits (EASGD, Zhang et al. 2015, arXiv:1412.6651). Evaluation and
-            checkpoint are the centre. Null: the mean.
+        elastic: of ``mode=average``: the servers keep a centre, not the mean; an exchange moves it and the
+            worker's parameters towards each other by this share of their difference, and nobody waits
+            (EASGD, Zhang et al. 2015, arXiv:1412.6651). Evaluation and checkpoint are the centre.
         min_workers: go on with the rest when a worker other than rank 0 is lost, down to this many; the
             gradient is then divided by their targets alone. Null: ``sync`` ends, the others go on with one.
-        compression: what is sent of a gradient; not of ``mode=average``. All but ``none`` **change the
-            result**. ``bf16``, ``fp16``: half the bytes; each worker's gradient is rounded once, to 8 or 11
-            bits (fp16: elements below 6e-8 vanish, those above 65504 make the step one that is skipped).
-            ``topk``: each message's elements of largest absolute value and their places, in fp32 twice
-            ``topk_share`` of the bytes. What is left out is added to the worker's next gradient (Stich et al.
-            2018, arXiv:1809.07599): lost with a worker that dies, in a checkpoint for as many workers.
-            Gradients are clipped by the norm of what arrives.
-        topk_share: of the elements, above 0.
+        compression: what is sent of a gradient. All but ``none`` **change the result**, the clip's norm is of
+            what arrives. ``bf16``, ``fp16``: each worker's gradient rounded once, to 8 or 11 bits (fp16: a
+            step with an element above 65504 is skipped). ``topk``: each message's largest elements and their
+            places; the rest is added to the worker's next gradient (Stich et al. 2018, arXiv:1809.07599):
+            lost with a worker that dies, in a checkpoint for as many workers. Not of ``mode=average``.
+        topk_share: of the elements, above 0; twice as much of the bytes in fp32.
         bucket_mb: size of a message in MiB, over all servers.
         silent_after: seconds until a rank that says nothing is given up; null: ``timeouts.collective``.
     """
@@ -102,14 +96,10 @@ class ParameterServer(Strategy):
         self.silent_after = silent_after
 
     def changes(self) -> str | None:
-        from distrib.strategies.parameter_server.validation import changes
-
-        return changes(self)
+        return validation.changes(self)
 
     def check(self, *, num_processes: int) -> None:
-        from distrib.strategies.parameter_server.validation import check
-
-        check(self, num_processes=num_processes)
+        validation.check(self, num_processes=num_processes)
 
     def num_workers(self, num_processes: int) -> int:
         """Ranks that train: the first ones."""
@@ -126,9 +116,8 @@ class ParameterServer(Strategy):
     def setup(self, job: Job, world: World) -> None:
         self.check(num_processes=world.size)
         from distrib.strategies.parameter_server import building
-        from distrib.strategies.parameter_server.validation import check_job
 
-        check_job(job)
+        validation.check_job(job)
         self._world = world
         if self.serves(world.rank, num_processes=world.size):
             self._server = building.server(self, job, world)
@@ -168,8 +157,7 @@ class ParameterServer(Strategy):
 
     def run(self, body: Callable[[], T]) -> T | None:
         if self._server is not None:
-            self._server.serve()
-            return None
+            return self._server.serve()
         value = body()
         self._working.leave()
         return value
@@ -180,5 +168,4 @@ class ParameterServer(Strategy):
         return self._worker
 
     def close(self) -> None:
-        self.__dict__.pop("_server", None)
-        self.__dict__.pop("_worker", None)
+        self._server = self._worker = None
