@@ -38,7 +38,7 @@ TASK = (
     "train.eval_every=null",
     "train.microbatch_size=8",
     "checkpoint.keep_best=false",
-    "optimizer.lr=2.0e-3",
+    "optimizer.lr=5.0e-3",
 )
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     given = parser.parse_args()
     runs: dict[str, list[Numbers]] = {}
     with ForkServer() as server, tempfile.TemporaryDirectory() as scratch:
-        for seed in given.seeds:
+        for number, seed in enumerate(given.seeds, start=1):
             for workers in given.workers:
                 for mode in given.modes:
                     folder = Path(scratch) / f"{mode}-{workers}-{seed}"
@@ -60,7 +60,9 @@ def main() -> None:
                     )
                     runs.setdefault(f"{mode}-on-{workers}", []).append(numbers)
                     print(f"seed {seed}, {workers} workers, {mode}: {numbers}", flush=True)
-    print(write("convergence", against_sync(runs), settings={"steps": given.steps, "seeds": given.seeds}))
+            # After each seed, so that a program that is ended leaves whole rounds.
+            settings = {"steps": given.steps, "seeds": given.seeds[:number]}
+            print(write("convergence", against_sync(runs), settings=settings))
 
 
 def train(mode: str, folder: Path, *, workers: int, steps: int, seed: int, server: ForkServer) -> Numbers:

@@ -52,6 +52,23 @@ def test_halves_are_rounded_by_each_worker_once(workers: Workers, compression: s
     assert ours.grad_norms[0] == pytest.approx(math.sqrt(square), rel=1e-12)
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_the_norm_is_of_what_arrives(workers: Workers, mode: str) -> None:
+    """Clipping goes by the gradient that moves the weights, not by the one that was computed."""
+    proof = Proof(
+        strategy={**TOPK, "mode": mode},
+        momentum_sgd=True,
+        momentum=0.0,
+        max_grad_norm=None,
+        lr=1.0,
+        steps=1,
+    )
+    ours, before = run(workers, proof, size=2)[0], initial_weights(proof)
+    moved = sum(float((before[name] - ours.weights[name]).square().sum()) for name in before)
+    assert ours.grad_norms[0] == pytest.approx(math.sqrt(moved), rel=1e-9)
+    assert ours.grad_norms[0] < 0.999 * exact(proof).grad_norms[0]
+
+
 def test_all_elements_give_the_one_process_trajectory(workers: Workers) -> None:
     """With a share of 1 nothing is left out, and 20 steps of AdamW are those of one process."""
     plan = Proof(strategy=ps(compression="topk", topk_share=1.0, num_servers=2))
