@@ -13,8 +13,9 @@ from torch import Tensor
 from distrib.core import Batch, StepResult
 from distrib.parallel.state import entry, load_replica, named_weights, optimizer_slots
 from distrib.state import Entry, StateReader, StateWriter
+from distrib.strategies.parameter_server.sent import SentPush
 from distrib.strategies.parameter_server.session import Op
-from distrib.strategies.parameter_server.worker import SentPush, Worker, targets_of
+from distrib.strategies.parameter_server.worker import Worker, targets_of
 
 
 class Averaging(Worker):

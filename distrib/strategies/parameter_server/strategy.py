@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from distrib.core import Batch, DataShard, Job, StepResult
-from distrib.errors import ConfigError
 from distrib.strategies.base import Strategy
 from distrib.world import World
 
@@ -46,10 +45,8 @@ class ParameterServer(Strategy):
             workers' optimizers stay apart; a checkpoint has their mean. Between two exchanges, evaluation and
             checkpoint are of the mean, which nobody goes on from.
         num_servers: parts that the model is cut into, each served by a rank of its own.
-        server_backups: 1: the last ``num_servers`` ranks are backups, in the order of the servers, so that
-            ``2 * num_servers`` ranks serve. A server makes no update known before its backup has it. When a
-            server is lost its backup goes on in its place and no update is lost; started again
-            (``launcher.rejoins``) it becomes the backup. Not for ``mode=average``.
+        server_backups: 1: the last ``num_servers`` ranks keep the servers' parts a second time, in their
+            order; when a server is lost its backup goes on, and no update is lost (`ledger`).
         staleness: of ``mode=stale``, in steps.
         damping: of ``mode=async``: divides the learning rate of a late gradient by how many times older
             its weights were than with equally fast workers (after Zhang et al. 2016, arXiv:1511.05950).
@@ -103,7 +100,7 @@ class ParameterServer(Strategy):
         check(self, num_processes=num_processes)
 
     def num_workers(self, num_processes: int) -> int:
-        """Ranks that train: the first ones."""
+        """How many ranks train: the first ones."""
         return num_processes - self.num_servers * (1 + self.server_backups)
 
     def may_lose(self, rank: int, *, num_processes: int) -> bool:
@@ -113,16 +110,11 @@ class ParameterServer(Strategy):
 
     def setup(self, job: Job, world: World) -> None:
         self.check(num_processes=world.size)
-        if job.precision == "fp16":
-            remedy = "strategy=parameter_server has no loss scaling; use precision=bf16"
-            raise ConfigError("precision", job.precision, remedy)
-        from distrib.strategies.parameter_server import building
+        from distrib.strategies.parameter_server import building, validation
 
+        validation.check_precision(job)
         self._world = world
-        if world.rank < self.num_workers(world.size):
-            self._worker = building.worker(self, job, world)
-        else:
-            self._server = building.server(self, job, world)
+        self._worker, self._server = building.member(self, job, world)
 
     @property
     def shard(self) -> DataShard:
@@ -176,5 +168,4 @@ class ParameterServer(Strategy):
         return self._worker
 
     def close(self) -> None:
-        self.__dict__.pop("_server", None)
-        self.__dict__.pop("_worker", None)
+        self._server = self._worker = None

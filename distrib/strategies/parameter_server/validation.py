@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from distrib.errors import ConfigError
 
 if TYPE_CHECKING:
+    from distrib.core import Job
     from distrib.strategies.parameter_server.strategy import ParameterServer
 
 
@@ -37,6 +38,13 @@ def check(strategy: ParameterServer, *, num_processes: int) -> None:
         raise ConfigError("strategy.bucket_mb", strategy.bucket_mb, "must be above 0")
     if strategy.silent_after is not None and not strategy.silent_after > 0:
         raise ConfigError("strategy.silent_after", strategy.silent_after, "must be above 0, or null")
+
+
+def check_precision(job: Job) -> None:
+    """Raises `ConfigError` where the gradient would need a scale."""
+    if job.precision == "fp16":
+        remedy = "strategy=parameter_server has no loss scaling; use precision=bf16"
+        raise ConfigError("precision", job.precision, remedy)
 
 
 def _check_elastic(strategy: ParameterServer) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -21,18 +20,9 @@ from distrib.state import StateReader, StateWriter
 from distrib.strategies.parameter_server import state
 from distrib.strategies.parameter_server.layout import Layout
 from distrib.strategies.parameter_server.link import Link
+from distrib.strategies.parameter_server.sent import SentPush, fetched
 from distrib.strategies.parameter_server.session import BODY, PULL, PUSH, Op, Pending, Session
-
-
-@dataclass(frozen=True, kw_only=True)
-class SentPush:
-    """What a worker has sent, whole, should it have to send it again."""
-
-    step: int
-    base: int
-    vectors: Sequence[Tensor]
-    """By bucket."""
-    trailer: Tensor
+from distrib.strategies.parameter_server.vectors import Vectors
 
 
 class Worker:
@@ -92,6 +82,7 @@ class Worker:
     def train_step(self, microbatches: Sequence[Batch], step: int) -> StepResult:
         """Sends this shard's gradients of ``step`` and asks for the next weights."""
         for link in self.links:
+            link.is_new = False
             link.attempt(lambda session: session.tell(Op.STEP, step, self.version))
         self._meetings = 0
         self._prepare()
@@ -151,6 +142,8 @@ class Worker:
                 self._start_send(link, vector[cut], PUSH + 2 * number)
 
     def _start_send(self, link: Link, tensor: Tensor, tag: int = BODY) -> None:
+        if link.is_new:
+            return  # the push is sent again whole
         sending = link.attempt(lambda session: session.start_send(tensor, tag))
         if sending is not None:
             self._sends.append((link, sending))
@@ -173,7 +166,8 @@ class Worker:
     def _finish_sending(self) -> None:
         began = time.perf_counter()
         for link, sending in self._sends:
-            link.attempt(partial(_wait, sending))
+            if not link.is_new:
+                link.attempt(partial(_wait, sending))
         self._pushing += time.perf_counter() - began
         self._sends = []
 
@@ -191,7 +185,8 @@ class Worker:
 
     def _hear_result(self, push: SentPush) -> StepResult:
         for server, link in enumerate(self.links):
-            link.attempt(partial(self._expect_weights, server))
+            repeat, expect = partial(self._repeat, push, server), partial(self._expect_weights, server)
+            link.attempt(repeat if link.is_new else expect)
         began = time.perf_counter()
         answers = [
             link.exchange(Session.hear, again=partial(self._repeat, push, server)).numbers
@@ -248,6 +243,7 @@ class Worker:
         """Makes this model's weights the servers'. The loss of a server meanwhile ends the job."""
         self.settle()
         for link in self.links:
+            link.is_new = False
             link.session.tell(Op.PLACE)
         for number in range(len(self.layout.buckets)):
             self._send_bucket(number, self._weights.on_host(number))
@@ -344,35 +340,22 @@ class Worker:
         """Keeps what was answered but is in no update yet: steps from ``since`` on."""
         self._kept = [kept for kept in self._kept if kept.step >= since]
         if push.step >= since and self._keeps_pushes:
-            self._kept.append(replace(push, vectors=[vector.clone() for vector in push.vectors]))
+            self._kept.append(push.copy())
 
     def _repeat_answered(self, server: int, session: Session) -> None:
         for push in self._kept:
-            self._push_again(push, server, session, op=Op.AGAIN)
+            push.send(session, self.layout, server=server, op=Op.AGAIN)
 
     def _repeat(self, push: SentPush, server: int, session: Session) -> None:
-        self._push_again(push, server, session, op=Op.STEP)
+        push.send(session, self.layout, server=server, op=Op.STEP)
         self._expect_weights(server, session)
-
-    def _push_again(self, push: SentPush, server: int, session: Session, *, op: Op) -> None:
-        session.tell(op, push.step, push.base)
-        for number, bucket in enumerate(self.layout.buckets):
-            cut = bucket.cuts[server]
-            if cut.start < cut.stop:
-                session.start_send(push.vectors[number][cut], PUSH + 2 * number).wait()
-        session.send(push.trailer)
 
     def _receive_rest(self, server: int, session: Session) -> None:
         """Of a server that took over: its weights, where those of the lost one had not come yet."""
         waiting = [number for number, arrivals in self._arrivals.items() if server in arrivals]
-        session.tell(Op.FETCH)
-        session.hear()
-        for number, bucket in enumerate(self.layout.buckets):
-            part = torch.empty_like(self._weights.host[number][bucket.cuts[server]])
-            if part.numel():
-                session.start_receive(part, PULL + 2 * number).wait()
+        for number, part in enumerate(fetched(session, self._weights.host, self.layout, server=server)):
             if number in waiting:
-                self._weights.host[number][bucket.cuts[server]] = part
+                self._weights.host[number][self.layout.buckets[number].cuts[server]] = part
         for number in waiting:
             del self._arrivals[number][server]
 
@@ -384,47 +367,3 @@ def _wait(message: Pending, session: Session) -> None:
 def targets_of(microbatches: Sequence[Batch]) -> int:
     """Targets that these microbatches have."""
     return sum(int((batch.tensors["labels"] != IGNORED).sum()) for batch in microbatches)
-
-
-class Vectors:
-    """One vector per bucket where the model is, and where gloo sends from."""
-
-    def __init__(self, layout: Layout, parameters: Mapping[str, nn.Parameter]) -> None:
-        some = next(iter(parameters.values()))
-        self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
-        self._places = {
-            name: (number, start)
-            for number, bucket in enumerate(layout.buckets)
-            for name, start in bucket.starts.items()
-        }
-        self.vectors = [
-            torch.zeros(bucket.numel, dtype=some.dtype, device=some.device) for bucket in layout.buckets
-        ]
-        is_cpu = some.device.type == "cpu"
-        self.host = self.vectors if is_cpu else [v.to("cpu").pin_memory() for v in self.vectors]
-
-    def view(self, name: str) -> Tensor:
-        """A parameter's elements, in its shape."""
-        number, start = self._places[name]
-        shape = self._shapes[name]
-        return self.vectors[number][start : start + shape.numel()].view(shape)
-
-    def hold(self, name: str, value: Tensor) -> None:
-        """Copies a parameter's elements in."""
-        self.view(name).copy_(value)
-
-    def on_host(self, number: int) -> Tensor:
-        """A bucket where it is sent from, up to date."""
-        if self.host is not self.vectors:
-            self.host[number].copy_(self.vectors[number])
-        return self.host[number]
-
-    def to_device(self, number: int) -> None:
-        """Brings a bucket that has arrived to where the model is."""
-        if self.host is not self.vectors:
-            self.vectors[number].copy_(self.host[number], non_blocking=True)
-
-    def clear(self) -> None:
-        """Zeroes everything."""
-        for vector in self.vectors:
-            vector.zero_()
