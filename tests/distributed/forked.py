@@ -5,22 +5,33 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # where it is run, not imported
+
+from benchmarks.hosts import INTERFACE, Host, hosts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """A signal that a rank is sent when it begins a step, and perhaps a life after it."""
+    """A signal that a rank is sent when it begins a step, and perhaps a life after it.
+
+    ``CUT`` is no signal: the cable of the rank's host is pulled, and perhaps put back.
+    """
 
     rank: int
     step: int
@@ -50,6 +61,8 @@ class JobPlan:
     limit: float = 60.0
     """Seconds until the job must be over."""
     collective_timeout: float = 60.0
+    hosts: bool = False
+    """Each rank on a host of its own, a network namespace: needs root."""
 
     @property
     def num_workers(self) -> int:
@@ -69,16 +82,35 @@ class Diary:
         self._file.write(json.dumps({"event": event, "at": time.monotonic(), **facts}) + "\n")
 
 
-def live(plan: JobPlan, rank: int, folder: Path, *, rejoin: int) -> None:
+def enter(host: Host) -> None:
+    """Moves this process to a host's network."""
+    with open(f"/run/netns/{host.namespace}") as file:
+        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), 0):
+            raise OSError(ctypes.get_errno(), "setns")
+    os.environ["GLOO_SOCKET_IFNAME"] = INTERFACE
+
+
+def meeting_place(plan: JobPlan, rank: int, folder: Path, network: list[Host]) -> Any:
+    """A store that no rank's death harms; on hosts rank 0's, as in a real job."""
+    from torch.distributed import FileStore, TCPStore  # type: ignore[attr-defined]
+
+    if not network:
+        return FileStore(str(folder / "store"), plan.size)
+    limit = timedelta(seconds=plan.limit)
+    return TCPStore(network[0].address, 29400, is_master=rank == 0, timeout=limit, wait_for_workers=False)
+
+
+def live(plan: JobPlan, rank: int, folder: Path, *, rejoin: int, network: list[Host]) -> None:
     """One rank from start to end."""
     import torch
-    from torch.distributed import FileStore  # type: ignore[attr-defined]
 
     from distrib.strategies.parameter_server import ParameterServer
     from distrib.testing.proof import Proof, job_for
     from distrib.world import World
 
     torch.set_num_threads(1)
+    if network:
+        enter(network[rank])
     diary = Diary(folder, rank)
     world = World(
         rank=rank,
@@ -87,7 +119,7 @@ def live(plan: JobPlan, rank: int, folder: Path, *, rejoin: int) -> None:
         local_size=plan.size,
         rejoin=rejoin,
         token="secret",
-        store=FileStore(str(folder / "store"), plan.size),
+        store=meeting_place(plan, rank, folder, network),
         collective_timeout=plan.collective_timeout,
     )
     strategy = ParameterServer(**plan.options)
@@ -134,10 +166,11 @@ def steps(
         everything = global_batch(proof, step)
         diary.note("begin", step=step, version=strategy._worker.version)
         for fault in plan.faults:
-            if (fault.rank, fault.step, rejoin) == (rank, step, 0) and not fault.delay:
+            mine = (fault.rank, fault.step, rejoin) == (rank, step, 0)
+            if mine and not fault.delay and fault.signal != "CUT":
                 os.kill(os.getpid(), getattr(signal, fault.signal))
-        mine = list(strategy.shard.take(everything, step=step)) or [everything[0].ghost()]
-        result = strategy.train_step(mine, step)
+        own = list(strategy.shard.take(everything, step=step)) or [everything[0].ghost()]
+        result = strategy.train_step(own, step)
         targets = everything[0].step_targets
         loss = result.loss.item() * strategy.shard.count / targets
         diary.note("end", step=step, loss=loss, updated=result.updated, norm=float(result.grad_norm))
@@ -146,14 +179,14 @@ def steps(
     return [x for _, tensor in sorted(weights.items()) for x in tensor.view(-1).tolist()] or None
 
 
-def fork(plan: JobPlan, rank: int, folder: Path, *, rejoin: int = 0) -> int:
+def fork(plan: JobPlan, rank: int, folder: Path, *, rejoin: int = 0, network: list[Host]) -> int:
     pid = os.fork()
     if pid == 0:
         log = os.open(folder / f"{rank}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
         try:
-            live(plan, rank, folder, rejoin=rejoin)
+            live(plan, rank, folder, rejoin=rejoin, network=network)
         finally:
             os._exit(0)
     return pid
@@ -168,9 +201,9 @@ def read(folder: Path, rank: int) -> list[dict[str, Any]]:
 class Running:
     """A job's processes, and the faults they still have before them."""
 
-    def __init__(self, plan: JobPlan, folder: Path) -> None:
-        self.plan, self.folder = plan, folder
-        self.pids = {rank: fork(plan, rank, folder) for rank in range(plan.size)}
+    def __init__(self, plan: JobPlan, folder: Path, *, network: list[Host]) -> None:
+        self.plan, self.folder, self.network = plan, folder, network
+        self.pids = {rank: fork(plan, rank, folder, network=network) for rank in range(plan.size)}
         self.alive = set(self.pids)
         self.lives = dict.fromkeys(self.pids, 1)
         self.waiting = list(plan.faults)
@@ -206,7 +239,9 @@ class Running:
             ]
             if begun and time.monotonic() >= begun[0] + fault.delay:
                 self.waiting.remove(fault)
-                if fault.delay or clock != fault.rank:
+                if fault.signal == "CUT":
+                    self._cable(fault.rank, "down")
+                elif fault.delay or clock != fault.rank:
                     os.kill(self.pids[fault.rank], getattr(signal, fault.signal))
                 self.seen.append({"rank": fault.rank, "at": time.monotonic()})
                 if fault.again_after is not None:
@@ -217,14 +252,23 @@ class Running:
             if time.monotonic() < due:
                 continue
             self.later.remove((due, fault))
+            if fault.signal == "CUT":
+                self._cable(fault.rank, "up")
+                continue
             if fault.signal == "SIGSTOP":
                 os.kill(self.pids[fault.rank], signal.SIGCONT)
                 continue
             if fault.rank in self.alive:
                 os.waitpid(self.pids[fault.rank], 0)
             rejoin, self.lives[fault.rank] = self.lives[fault.rank], self.lives[fault.rank] + 1
-            self.pids[fault.rank] = fork(self.plan, fault.rank, self.folder, rejoin=rejoin)
+            self.pids[fault.rank] = fork(
+                self.plan, fault.rank, self.folder, rejoin=rejoin, network=self.network
+            )
             self.alive.add(fault.rank)
+
+    def _cable(self, rank: int, state: str) -> None:
+        switch = f"{self.network[rank].namespace.rpartition('-')[0]}-switch"
+        subprocess.run(["ip", "-n", switch, "link", "set", f"port{rank}", state], check=True)
 
     def _reap(self) -> None:
         for rank in list(self.alive):
@@ -245,8 +289,9 @@ def main() -> None:
     torch.set_num_threads(1)
     for values in plans:
         plan = JobPlan(**{**values, "faults": [Fault(**fault) for fault in values.get("faults", [])]})
-        with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(Running(plan, Path(folder)).run()), flush=True)
+        network = hosts(plan.size, rate="1gbit") if plan.hosts else nullcontext(list[Host]())
+        with tempfile.TemporaryDirectory() as folder, network as made:
+            print(json.dumps(Running(plan, Path(folder), network=made).run()), flush=True)
 
 
 if __name__ == "__main__":

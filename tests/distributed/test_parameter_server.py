@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,10 @@ from test_contract import trained
 
 from distrib.errors import ConfigError, LaunchError
 from distrib.strategies.parameter_server import ParameterServer
+from distrib.strategies.parameter_server.hall import Hall, Result
 from distrib.strategies.parameter_server.layout import in_forward_order, make_layout
-from distrib.strategies.parameter_server.rules import Bounded, Push, Seat
+from distrib.strategies.parameter_server.rules import Bounded, Push, Seat, Unbounded
+from distrib.strategies.parameter_server.terms import NOBODY, Holder, Terms
 from distrib.testing.proof import Proof, Trajectory, global_batch, job_for, largest_difference, train
 from distrib.testing.workers import Workers
 from distrib.world import World
@@ -108,13 +113,17 @@ def test_refusals() -> None:
         ({"min_workers": 3}, 3, r"strategy\.min_workers=3: from 1 to .* 2"),
         ({"bucket_mb": 0}, 3, r"strategy\.bucket_mb=0"),
         ({"silent_after": 0}, 3, r"strategy\.silent_after=0"),
+        ({"server_backups": 1}, 2, r"strategy\.num_servers=1: 2 processes leave no worker; start at least 3"),
+        ({"server_backups": 2}, 9, r"strategy\.server_backups=2: 0 or 1"),
+        ({"server_backups": 1, "mode": "average"}, 9, r"strategy\.server_backups=1: mode=average"),
+        ({"server_backups": 1, "num_servers": 2}, 9, r"strategy\.server_backups=1: not with .*num_servers=2"),
     ]:
         with pytest.raises(ConfigError, match=message):
             ParameterServer(**options).check(num_processes=processes)  # type: ignore[arg-type]
 
 
 def test_whom_the_job_may_lose() -> None:
-    """Workers but the first where the mode or ``min_workers`` says so; never a server."""
+    """Workers but the first where the mode or ``min_workers`` says so; a server where it has a backup."""
 
     def losable(**options: Any) -> list[int]:
         strategy = ParameterServer(num_servers=2, **options)
@@ -122,6 +131,58 @@ def test_whom_the_job_may_lose() -> None:
 
     assert losable() == []
     assert losable(min_workers=1) == losable(mode="stale") == losable(mode="async") == [1, 2]
+    assert losable(server_backups=1) == [1, 2, 3, 4]
+
+
+def test_one_rank_wins_a_term() -> None:
+    """Of two that lost each other one goes on; who has overlooked a term is not let in by the next."""
+    world = World(store=torch.distributed.HashStore())
+    server, backup, worker = (Terms(world, part=0, first=2) for _ in range(3))
+    assert worker.holder() == Holder(rank=2)
+    assert backup.claim(3) == Holder(rank=3, since=1)
+    assert server.claim(2) is None
+    assert worker.successor(Holder(rank=2)) == Holder(rank=3, since=1)
+    assert backup.claim(3) == Holder(rank=3, since=1)  # alone now, and still since term 1
+    assert server.claim(2) is None
+    assert backup.claim(NOBODY) is not None
+    assert worker.successor(Holder(rank=3, since=1)) is None
+
+
+def hall_with(*ranks: int) -> Hall:
+    hall = Hall(Unbounded(), num_workers=2, may_lose=lambda rank: True, min_workers=1)
+    for rank in ranks:
+        hall.push(push(rank, 0))
+        hall.finish(hall.due(), Result(loss=math.nan))
+    return hall
+
+
+def test_a_push_sent_again_counts_once() -> None:
+    """A server that took over knows what updates were made of; a worker that came anew begins anew."""
+    before, after = hall_with(0, 1), hall_with()
+    after.restore(json.loads(json.dumps(before.state())))
+    again, next_one = push(0, 0), push(0, 1)
+    after.push(again)
+    after.push(next_one)
+    assert again.applied
+    assert after.due() == [next_one]
+    assert after.version == 2
+    after.lose(1, LaunchError("gone"))
+    after.join(1, None)
+    came_back = push(1, 0)
+    after.push(came_back)
+    assert not came_back.applied
+
+
+def test_a_meeting_is_not_held_twice() -> None:
+    """A worker that was not answered hears the sum, which others have had, from the server that took over."""
+    before, after = hall_with(0), hall_with()
+    vectors = {rank: torch.full((2,), 1.0 + rank, dtype=torch.float64) for rank in range(2)}
+    early = threading.Thread(target=before.meet, args=(0, (3, 1), vectors[0]))
+    early.start()
+    total = before.meet(1, (3, 1), vectors[1])
+    early.join(5)
+    after.restore(json.loads(json.dumps(before.state())))
+    assert after.meet(0, (3, 1), vectors[0]).tolist() == total.tolist() == [3.0, 3.0]
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -165,3 +167,35 @@ def test_a_server_killed_at_random_moments(alone: tuple[list[float], list[float]
     plans = [drill(seed) for seed in range(40)]
     for made, outcome in zip(plans, run_jobs(plans, limit=850), strict=True):
         assert_nothing_lost(made, outcome, alone[0])
+
+
+CUT = {
+    "server": dataclasses.replace(
+        plan(Fault(rank=SERVER, step=7, signal="CUT", again_after=9.0), silent_after=2.0), hosts=True
+    ),
+    "worker": dataclasses.replace(
+        plan(Fault(rank=1, step=7, signal="CUT", again_after=3.5), silent_after=2.0, mode="async"),
+        hosts=True,
+        delays=[0.5, 0.02],
+    ),
+}
+"""Of a host whose cable is pulled and put back; the other worker is so slow that it is still at work then."""
+
+
+@pytest.mark.cluster
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+def test_who_was_cut_off_writes_nothing_more(alone: tuple[list[float], list[float]]) -> None:
+    """A server's backup goes on, a worker is given up, within the time limit; healed, neither has a part."""
+    server, worker = run_jobs(list(CUT.values()), limit=280)
+    assert finished(server, 0), where(server)
+    assert [event["loss"] for event in events(server, 0, "end")] == pytest.approx(alone[0], abs=1e-9)
+    assert events(server, SERVER, "failed"), where(server)
+    assert events(server, BACKUP, "done")[0]["updates"] == STEPS
+
+    assert finished(worker, 0), where(worker)
+    assert events(worker, 1, "failed"), where(worker)
+    assert "worker rank 1 has been silent for 2 s" in worker["logs"][SERVER]
+    made = events(worker, SERVER, "done")[0]["updates"] - STEPS  # of the pushes of the one cut off
+    assert len(events(worker, 1, "end")) <= made <= len(events(worker, 1, "end")) + 1
+    waited = [b["at"] - a["at"] for a, b in pairwise(events(server, 0, "begin"))]
+    assert max(waited) < 3 * 2.0  # its own patience, twice the server's, and a step

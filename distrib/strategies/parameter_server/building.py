@@ -35,6 +35,15 @@ PATIENCE = 2.0
 """How many times longer a worker waits: its server must find out first who is silent."""
 
 
+def member(
+    options: ParameterServer, job: Job, world: World
+) -> tuple[Worker, None] | tuple[None, Server | Backup]:
+    """This rank's part in the job."""
+    if options.serves(world.rank, num_processes=world.size):
+        return None, server(options, job, world)
+    return worker(options, job, world), None
+
+
 def worker(options: ParameterServer, job: Job, world: World) -> Worker:
     """The model on this rank, and a session with every server."""
     replica = Replica(job, device=world.device)

@@ -27,6 +27,8 @@ class Link:
         self._holder = Holder(rank=rank) if terms is None else terms.holder()
         self.session = doors.open(self._holder.rank, number=number, since=self._holder.since)
         self.error: LaunchError | None = None
+        self.is_new = False
+        """The session was opened after the exchange under way had begun with the lost one."""
         self.catch_up: Callable[[Session], None] = lambda session: None
         """Tells a new holder what the old one may not have passed on."""
 
@@ -72,4 +74,4 @@ class Link:
         old, self._holder = self.session, found
         self.session = self._doors.open(found.rank, number=self._number, since=found.since, patience=1.0)
         self.session.sent, self.session.received = old.sent, old.received
-        self.error = None
+        self.error, self.is_new = None, True

@@ -102,7 +102,7 @@ class ParameterServer(Strategy):
         validation.check(self, num_processes=num_processes)
 
     def num_workers(self, num_processes: int) -> int:
-        """Ranks that train: the first ones."""
+        """How many ranks train: the first ones."""
         return num_processes - self.num_servers * (1 + self.server_backups)
 
     def may_lose(self, rank: int, *, num_processes: int) -> bool:
@@ -119,10 +119,7 @@ class ParameterServer(Strategy):
 
         validation.check_job(job)
         self._world = world
-        if self.serves(world.rank, num_processes=world.size):
-            self._server = building.server(self, job, world)
-        else:
-            self._worker = building.worker(self, job, world)
+        self._worker, self._server = building.member(self, job, world)
 
     @property
     def shard(self) -> DataShard:

@@ -48,6 +48,7 @@ class Uplink:
         """Announces a push; it may take the whole of backward."""
         self._messages = {}
         for link in self._links:
+            link.is_new = False
             link.attempt(lambda session: session.tell(Op.STEP, step, base))
 
     def send(self, number: int, messages: Sequence[Tensor]) -> None:
@@ -67,6 +68,8 @@ class Uplink:
         return SentPush(step=step, base=base, messages=self._messages, trailer=trailer)
 
     def _start(self, link: Link, tensor: Tensor, tag: int = BODY) -> None:
+        if link.is_new:
+            return  # the push is sent again whole
         sending = link.attempt(lambda session: session.start_send(tensor, tag))
         if sending is not None:
             self._sends.append((link, sending))
@@ -75,6 +78,8 @@ class Uplink:
         """Until everything is through, or its link's loss is noted."""
         with self._spent.on("push"):
             for link, sending in self._sends:
+                if link.is_new:
+                    continue
                 link.attempt(lambda session: sending.wait())  # noqa: B023 (called at once)
         self._sends = []
 

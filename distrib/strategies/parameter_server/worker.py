@@ -165,7 +165,8 @@ class Worker:
 
     def _hear_result(self, push: SentPush) -> StepResult:
         for server, link in enumerate(self.links):
-            link.attempt(partial(self._down.expect, server))
+            repeat, expect = partial(self._repeat, push, server), partial(self._down.expect, server)
+            link.attempt(repeat if link.is_new else expect)
         with self.spent.on("waited"):
             answers = [
                 link.exchange(Session.hear, again=partial(self._repeat, push, server)).numbers
@@ -210,6 +211,7 @@ class Worker:
         """Makes this model's weights the servers'. The loss of a server meanwhile ends the job."""
         self.settle()
         for link in self.links:
+            link.is_new = False
             link.session.tell(Op.PLACE)
         for number in range(len(self.layout.buckets)):
             self._send_whole(number, self._weights)
@@ -231,7 +233,7 @@ class Worker:
             self.fetch()
             state.save(self, writer)
         if self._outbox is not None:
-            pass
+            self._outbox.save(writer)
 
     def load(self, reader: StateReader, *, leads: bool) -> None:
         """Takes a checkpoint, which the rank that ``leads`` gives to the servers too."""

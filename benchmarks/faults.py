@@ -1,0 +1,119 @@
+"""One run whose workers are killed 100 times at random and come back, against unbroken runs of other seeds.
+
+A small model sorts news articles; three workers and a server, ``mode=sync`` with ``min_workers=1``. Workers
+other than rank 0 are killed at random moments, also while they are starting, and started again by the
+launcher. What is asked: that the job ends, and with a held-out loss between the least and the largest of the
+unbroken runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from benchmarks.common import Numbers, write
+
+WORKERS = 3
+SETTINGS = (
+    "experiment=tiny",
+    "strategy=parameter_server",
+    "strategy.min_workers=1",
+    "strategy.silent_after=30",
+    f"launcher.num_processes={WORKERS + 1}",
+    "train.log_every=50",
+    "checkpoint.keep_best=false",
+)
+TIME_LIMIT = 1500.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=5, help="unbroken runs")
+    parser.add_argument("--steps", type=int, default=2000)
+    given = parser.parse_args()
+    runs: dict[str, list[Numbers]] = {"broken": [], "unbroken": []}
+    with tempfile.TemporaryDirectory() as folder:
+        runs["broken"].append(run(Path(folder) / "broken", seed=0, steps=given.steps, kills=given.kills))
+        print(runs["broken"][0], flush=True)
+        for seed in range(given.seeds):
+            runs["unbroken"].append(run(Path(folder) / f"{seed}", seed=seed, steps=given.steps, kills=0))
+            print(runs["unbroken"][-1], flush=True)
+    losses = [numbers["loss"] for numbers in runs["unbroken"]]
+    inside = min(losses) <= runs["broken"][0]["loss"] <= max(losses)
+    print(write("faults", runs, settings={"steps": given.steps, "kills": given.kills, "inside": inside}))
+
+
+def run(run_dir: Path, *, seed: int, steps: int, kills: int) -> Numbers:
+    """The held-out loss at the end of one run, and how often a worker was killed in it."""
+    settings = [*SETTINGS, f"train.steps={steps}", f"seed={seed}", f"run_dir={run_dir}"]
+    settings.append(f"launcher.rejoins={10 * kills}")  # one may be killed again before it has joined
+    began = time.monotonic()
+    errors = run_dir.with_suffix(".errors")
+    with errors.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "distrib", "train", *settings], stdout=subprocess.DEVNULL, stderr=file
+        )
+    try:
+        killed = kill_at_random(process, run_dir, kills=kills, steps=steps, chance=random.Random(seed))
+        code = process.wait(max(1.0, began + TIME_LIMIT - time.monotonic()))
+    finally:
+        process.terminate()
+    if code:
+        raise SystemExit(f"the run ended with {code}:\n{errors.read_text()[-3000:]}")
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    loss = next(line["eval/loss"] for line in reversed(lines) if "eval/loss" in line)
+    return {"loss": loss, "kills": float(killed), "seconds": time.monotonic() - began}
+
+
+def kill_at_random(
+    process: subprocess.Popen[bytes], run_dir: Path, *, kills: int, steps: int, chance: random.Random
+) -> int:
+    """Kills workers while the job runs, evenly over its steps as far as they are known; how many."""
+    killed = 0
+    while killed < kills and process.poll() is None:
+        time.sleep(chance.uniform(0.0, 0.3))
+        if step_of(run_dir) < steps * killed / (1.1 * kills):
+            continue
+        victims = workers_of(process.pid, run_dir)
+        if victims:
+            chance.choice(victims).kill()
+            killed += 1
+    return killed
+
+
+def step_of(run_dir: Path) -> int:
+    """The last step that was logged."""
+    file = run_dir / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    steps = [json.loads(line).get("step", 0) for line in lines if line.endswith("\n")]
+    return max(steps, default=0)
+
+
+def workers_of(launcher: int, run_dir: Path) -> list[psutil.Process]:
+    """The workers that may be killed: those that write to a log of rank 1 or above, but the server's."""
+    logs = {f"{run_dir}/logs/rank-{rank}.log" for rank in range(1, WORKERS)}
+    return [
+        each for each in psutil.Process(launcher).children(recursive=True) if standard_error(each) in logs
+    ]
+
+
+def standard_error(process: psutil.Process) -> str:
+    """The file it goes to; empty where the process is gone."""
+    try:
+        return os.readlink(f"/proc/{process.pid}/fd/2")
+    except OSError:
+        return ""
+
+
+if __name__ == "__main__":
+    main()
