@@ -273,8 +273,8 @@ def late() -> Iterator[str]:
     yield (
         f"A BERT of two layers from scratch on BBC news, {settings['steps']} steps, half of the articles "
         f"held out; {len(settings['seeds'])} seeds, of which *behind sync* is the mean. Staleness "
-        "is the mean number of updates between a gradient's weights and its own update. All modes have the "
-        "learning rate that suits sync.\n"
+        "is the mean number of updates between a gradient's weights and its own update; one of `async` is a "
+        "single worker's. All modes have the learning rate that suits sync.\n"
     )
     rows, worse = [], []
     for name, summary in result["summary"].items():
