@@ -58,6 +58,10 @@ class Odd(nn.Module):
         self.counts: Tensor
         self.register_buffer("counts", torch.arange(100.0))
         self.register_buffer("counted", torch.rand(50))
+        lengths = {f"blank {number}": 100 + number for number in range(6)}
+        in_some_order = sorted(lengths, key=hash)  # another in every process
+        blanks = {name: torch.empty(lengths[name]) for name in in_some_order}
+        self.blanks = nn.ParameterList(nn.init.normal_(blanks[name]) for name in lengths)
         self.parts = nn.ModuleList([nn.BatchNorm1d(8), nn.BatchNorm1d(8)])
         self.parts.append(copy.deepcopy(self.parts[0]))
         self.register_buffer("more", copy.deepcopy(self.counted))
@@ -130,7 +134,7 @@ def started(world: World, target: Target, make: Callable[[], nn.Module], folder:
     def joining(kept: Any, storage: Any, *, is_read: bool) -> None:
         numbers["joined"] += bool(kept.share is not None and is_read)
         join(kept, storage, is_read=is_read)
-        del apart[kept.number]
+        apart.pop(kept.number, None)
 
     def finishing(shares: building.Shares) -> None:
         numbers["sent"] = numbers["joined"]
