@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import (
     _disable_current_modes,
 )
 
+from distrib.parallel.allocator import give_back
 from distrib.parallel.storages import Kept, join, split, storages_of
 
 T = TypeVar("T")
@@ -95,7 +96,7 @@ class Shares(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._whole: OrderedDict[int, Kept] = OrderedDict()
         self._apart: dict[int, Kept] = {}
         self._pinned: dict[int, Kept] = {}
-        self._whole_bytes = self._used = 0
+        self._whole_bytes = self._used = self._freed = 0
         self._is_building = True
 
     def __torch_dispatch__(
@@ -164,6 +165,10 @@ class Shares(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if (storage := kept.open()) is not None and storage.resizable():
             split(kept, storage)
             self._apart[key] = kept
+        self._freed += kept.size
+        if self._freed > WHOLE_BYTES:  # each left a hole between the shares, a quarter of a model in all
+            give_back()
+            self._freed = 0
 
     def pin(self, tensor: Tensor) -> None:
         """Makes a tensor whole for good."""
