@@ -84,6 +84,10 @@ def tiny() -> nn.Module:
     return TinyTransformer(dropout=0.1)
 
 
+RARER = (odd_in_halves, tiny)
+"""Tried by `make full-test`."""
+
+
 def from_config() -> nn.Module:
     from transformers import AutoModelForSequenceClassification, BertConfig
 
@@ -173,8 +177,10 @@ def assert_starts_alike(
     return ours
 
 
-@pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("make", [odd, odd_in_halves, tiny, from_config])
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.full), 3])
+@pytest.mark.parametrize(
+    "make", [odd, from_config, *(pytest.param(m, marks=pytest.mark.full) for m in RARER)]
+)
 @pytest.mark.parametrize("target", SHARDED.values(), ids=SHARDED.keys())
 def test_new_weights_are_those_of_one_process(
     workers: Workers, tmp_path: Path, target: Target, make: Callable[[], nn.Module], size: int
