@@ -144,9 +144,9 @@ class Shares(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _take(self, storage: torch.UntypedStorage, *, is_blank: bool) -> None:
         key, size = storage._cdata, storage.nbytes()
-        is_known = key in self._whole or key in self._apart or key in self._pinned
+        is_known = key in self._whole or key in self._pinned
         if is_known or size < SMALL_BYTES or not storage.resizable():
-            return  # one that cannot be resized is another's memory: a file's, mapped
+            return  # one that is apart has no bytes; one that cannot be resized is a file's, mapped
         weak = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
         self._whole[key] = kept = Kept(storage=weak, size=size)
         if not is_blank:

@@ -45,11 +45,12 @@ class Odd(nn.Module):
         self.ends["last"].weight = self.ends["first"].weight
         nn.init.trunc_normal_(self.layers[1].weight)
         self.raw = nn.Parameter(torch.randn(20, 20) * 0.1)
-        self.raw.data[3].zero_()
+        row = self.raw.data[3]
         self.table = nn.Parameter(torch.randn(7, 5))
         rows = self.table.data.numpy()
         self.scale = nn.Parameter(torch.rand(1000))
         rows[0] = 7  # after another tensor was made
+        row.zero_()
         self.bias_of_template = nn.Parameter(template.bias.data)
         del template
         with torch.no_grad():
