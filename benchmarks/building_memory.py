@@ -65,13 +65,13 @@ def worker(name: str, folder: Path) -> Numbers:
     small = job(size=world.size, precision=case.precision, width=64)
     with strategy_of(case, world, job=small) as strategy:
         strategy.reduce({"written": torch.ones(())})
+    size = model_bytes()  # imports the model's code
     if whole:
         building.WHOLE_BYTES = sys.maxsize
     build = new_model if source == "new" else partial(model_of_file, folder)
     with ExitStack() as stack:
         set_up = strategy_of(case, world, job=dataclasses.replace(small, build_model=build))
         before, peak, after = watched(lambda: stack.enter_context(set_up))
-    size = model_bytes()
     return {"peak": (peak - before) / size, "held": (after - before) / size}
 
 

@@ -31,7 +31,10 @@ class Entry:
     shape: Sequence[int]
     dtype: torch.dtype
     read: Callable[[], Tensor]
-    """The full tensor. May be collective: every rank calls every entry's, in the same order."""
+    """The full tensor, valid until another entry is read.
+
+    May be collective: every rank calls every entry's, in the same order.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import (
     _disable_current_modes,
 )
 
+from distrib.parallel.allocator import give_back
 from distrib.parallel.storages import Kept, join, split, storages_of
 
 T = TypeVar("T")
@@ -95,7 +96,7 @@ class Shares(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._whole: OrderedDict[int, Kept] = OrderedDict()
         self._apart: dict[int, Kept] = {}
         self._pinned: dict[int, Kept] = {}
-        self._whole_bytes = self._made = 0
+        self._whole_bytes = self._used = self._freed = 0
         self._is_building = True
 
     def __torch_dispatch__(
@@ -132,17 +133,24 @@ class Shares(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._whole_bytes += kept.size
         if (kept := self._whole.get(key)) is not None:
             self._whole.move_to_end(key)
-            kept.is_blank = False
+            self._number(kept)
         return key
+
+    def _number(self, kept: Kept) -> None:
+        """By first use, not by allocation: transformers allocates missing weights in the order of a set."""
+        if kept.number == 0:
+            self._used += 1
+            kept.number = self._used
 
     def _take(self, storage: torch.UntypedStorage, *, is_blank: bool) -> None:
         key, size = storage._cdata, storage.nbytes()
-        is_known = key in self._whole or key in self._apart or key in self._pinned
+        is_known = key in self._whole or key in self._pinned
         if is_known or size < SMALL_BYTES or not storage.resizable():
-            return  # one that cannot be resized is another's memory: a file's, mapped
-        self._made += 1
+            return  # one that is apart has no bytes; one that cannot be resized is a file's, mapped
         weak = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-        self._whole[key] = Kept(number=self._made, storage=weak, size=size, is_blank=is_blank)
+        self._whole[key] = kept = Kept(storage=weak, size=size)
+        if not is_blank:
+            self._number(kept)
         self._whole_bytes += size
         self._make_room({key})
 
@@ -157,6 +165,10 @@ class Shares(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if (storage := kept.open()) is not None and storage.resizable():
             split(kept, storage)
             self._apart[key] = kept
+        self._freed += kept.size
+        if self._freed > WHOLE_BYTES:  # each left a hole between the shares, a quarter of a model in all
+            give_back()
+            self._freed = 0
 
     def pin(self, tensor: Tensor) -> None:
         """Makes a tensor whole for good."""
@@ -170,8 +182,7 @@ class Shares(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def finish(self) -> None:
         """Ends the taking of new tensors.
 
-        Takes all apart if it has any: transformers makes missing weights in the order of a set, so which
-        ones were the last may differ by rank.
+        Takes all apart if it has any: which were the last may differ by rank, as the order of a set does.
         """
         self._is_building = False
         while self._apart and self._whole:

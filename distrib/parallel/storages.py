@@ -20,11 +20,10 @@ from distrib.parallel.gather import gather_in_place
 class Kept:
     """One storage that an operation of the build has made."""
 
-    number: int
     storage: StorageWeakRef
     size: int
-    is_blank: bool
-    """Whether nothing has been written to it."""
+    number: int = 0
+    """The how many-th that was used, the same on all ranks; 0: it was only allocated."""
     share: Tensor | None = None
     """This rank's bytes while it is apart; of a blank one nothing is kept."""
 
@@ -47,7 +46,7 @@ def storages_of(values: Any) -> Iterator[torch.UntypedStorage]:
 
 def split(kept: Kept, storage: torch.UntypedStorage) -> None:
     """Leaves this rank's part alone."""
-    if not kept.is_blank:
+    if kept.number:
         length = -(-kept.size // dist.get_world_size())
         start = dist.get_rank() * length
         kept.share = torch.zeros(length, dtype=torch.uint8, device=storage.device)

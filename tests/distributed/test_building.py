@@ -45,11 +45,12 @@ class Odd(nn.Module):
         self.ends["last"].weight = self.ends["first"].weight
         nn.init.trunc_normal_(self.layers[1].weight)
         self.raw = nn.Parameter(torch.randn(20, 20) * 0.1)
-        self.raw.data[3].zero_()
+        row = self.raw.data[3]
         self.table = nn.Parameter(torch.randn(7, 5))
         rows = self.table.data.numpy()
         self.scale = nn.Parameter(torch.rand(1000))
         rows[0] = 7  # after another tensor was made
+        row.zero_()
         self.bias_of_template = nn.Parameter(template.bias.data)
         del template
         with torch.no_grad():
@@ -58,6 +59,10 @@ class Odd(nn.Module):
         self.counts: Tensor
         self.register_buffer("counts", torch.arange(100.0))
         self.register_buffer("counted", torch.rand(50))
+        lengths = {f"blank {number}": 100 + number for number in range(6)}
+        in_some_order = sorted(lengths, key=hash)  # another in every process
+        blanks = {name: torch.empty(lengths[name]) for name in in_some_order}
+        self.blanks = nn.ParameterList(nn.init.normal_(blanks[name]) for name in lengths)
         self.parts = nn.ModuleList([nn.BatchNorm1d(8), nn.BatchNorm1d(8)])
         self.parts.append(copy.deepcopy(self.parts[0]))
         self.register_buffer("more", copy.deepcopy(self.counted))
@@ -78,6 +83,10 @@ def odd_in_halves() -> nn.Module:
 
 def tiny() -> nn.Module:
     return TinyTransformer(dropout=0.1)
+
+
+RARER = (odd_in_halves, tiny)
+"""Tried by `make full-test`."""
 
 
 def from_config() -> nn.Module:
@@ -130,7 +139,7 @@ def started(world: World, target: Target, make: Callable[[], nn.Module], folder:
     def joining(kept: Any, storage: Any, *, is_read: bool) -> None:
         numbers["joined"] += bool(kept.share is not None and is_read)
         join(kept, storage, is_read=is_read)
-        del apart[kept.number]
+        apart.pop(kept.number, None)
 
     def finishing(shares: building.Shares) -> None:
         numbers["sent"] = numbers["joined"]
@@ -169,8 +178,10 @@ def assert_starts_alike(
     return ours
 
 
-@pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("make", [odd, odd_in_halves, tiny, from_config])
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.full), 3])
+@pytest.mark.parametrize(
+    "make", [odd, from_config, *(pytest.param(m, marks=pytest.mark.full) for m in RARER)]
+)
 @pytest.mark.parametrize("target", SHARDED.values(), ids=SHARDED.keys())
 def test_new_weights_are_those_of_one_process(
     workers: Workers, tmp_path: Path, target: Target, make: Callable[[], nn.Module], size: int
