@@ -153,14 +153,14 @@ def test_servers_on_other_nodes_change_nothing(slurm: Cluster, place: Path, expe
 
 
 def test_the_doctor_looks_at_every_node(slurm: Cluster, place: Path) -> None:
-    """As a job of its own: its ranks meet, connect both ways and see one directory; nothing is left."""
+    """As a job of its own, two ranks on each: they meet, connect and see one directory; nothing is left."""
     command = ["doctor", "launcher=slurm", "launcher.num_nodes=3", "--json", "doctor.json"]
     ended_well(start(slurm, place, sys.executable, "-m", "distrib", *command))
     found = {(each["area"], each["name"]): each for each in json.loads((place / "doctor.json").read_text())}
-    assert found["network", "rendezvous"]["seen"].startswith("3 of 3 ranks met at h1:")
+    assert found["network", "rendezvous"]["seen"].startswith("6 of 6 ranks met at h1:")
     assert found["network", "connections"]["seen"] == "all 6 directions"
     assert found["disk", "shared directory"]["seen"].startswith("3 hosts see what rank 0 writes to")
-    assert "3 ranks summed 4 MiB" in found["engines", "torch"]["seen"]
+    assert "6 ranks summed 4 MiB" in found["engines", "torch"]["seen"]
     assert not (place / "runs" / "doctor").exists()
 
 
