@@ -38,6 +38,9 @@ PEER_LOST = re.compile(
 )
 """How the transports word it: they raise plain RuntimeErrors."""
 
+NO_INTERFACE = "Unable to find address for"
+"""How gloo words that ``GLOO_SOCKET_IFNAME`` names none of this host's interfaces."""
+
 
 def meet(world: World, *, timeout: float, digest: str, settings: Mapping[str, Any] | None = None) -> World:
     """The world with the store at which all its ranks have met.
@@ -172,6 +175,8 @@ def pair(world: World, name: str, *, rank: int, peer: str, limit: float | None =
         try:
             return ProcessGroupGloo(store, rank, 2, seconds)
         except RuntimeError as error:
+            if NO_INTERFACE in str(error):
+                raise
             first = str(error).splitlines()[0]
             raise PeerLostError(f"rank {world.rank} did not reach {peer}: {first}") from error
 
@@ -341,4 +346,12 @@ def _translated(world: World) -> Iterator[None]:
         raise PeerLostError(
             f"rank {world.rank} lost the store at {world.master_address}:{world.master_port}: "
             f"{str(error).splitlines()[0]}"
+        ) from error
+    except RuntimeError as error:
+        if NO_INTERFACE not in str(error):
+            raise
+        raise LaunchError(
+            f"rank {world.rank}: {socket.gethostname()} has no interface called "
+            f"{os.environ.get('GLOO_SOCKET_IFNAME')}; set GLOO_SOCKET_IFNAME on each host to its own name of "
+            "the interface that all share, or unset it"
         ) from error

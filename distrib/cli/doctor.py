@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distrib.errors import ConfigError, LaunchError
+from distrib.errors import ConfigError, DistribError, LaunchError
 
 if TYPE_CHECKING:
     from distrib.config import RunConfig
@@ -74,7 +74,12 @@ def _launch(config: RunConfig) -> list[Finding]:
     folder = _fresh_folder(config)
     start = config.timeouts.start
     argv = (sys.executable, "-m", "distrib.doctor.worker", str(folder), str(start))
-    code = launcher.launch(LaunchPlan(run_dir=folder, argv=argv, start_timeout=start))
+    try:
+        code = launcher.launch(LaunchPlan(run_dir=folder, argv=argv, start_timeout=start))
+    except DistribError:
+        if not any((folder / "logs").glob("*")):
+            _remove(folder)  # no rank has started: there is nothing to read
+        raise
     if code:
         raise LaunchError(
             f"the ranks did not get through (exit code {code}); their logs are in {folder}/logs"
@@ -98,7 +103,7 @@ def _join(config: RunConfig, world: World) -> list[Finding]:
     try:
         return meet_and_examine(world, folder, start=config.timeouts.start)
     finally:
-        if world.rank == 0:
+        if world.local_rank == 0:  # on every host: where they share no directory, each has its own
             _remove(folder)
 
 

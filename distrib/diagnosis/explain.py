@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 ANSWER_SECONDS = 3.0
 """How long a rank has to answer where the others say it is."""
-CALLS_SECONDS = 1.0
+CALLS_SECONDS = 0.5
 """How long to wait, when ranks differ, until each has said what it called."""
 NEARLY = 0.9
 """Of the time limit: from then on an error of the transport means a time-out, before that a death."""
@@ -83,6 +84,16 @@ def hang(board: Board, state: RankState, why: str, *, logs: Path) -> str:
     return verdict.hang(why, cards, size=board.size, logs=logs)
 
 
+def answer(board: Board, state: RankState, *, question: int) -> None:
+    """Hangs up where this rank stands.
+
+    One that stays there has answered all later questions too, which it may not live to hear.
+    """
+    with state.answering:
+        is_last = state.stays  # before the card: what is said last must be where it stays
+        board.answer(state.card(), question=sys.maxsize if is_last else question)
+
+
 def _known(cards: Mapping[int, Card]) -> dict[int, Collective]:
     """The operations that ranks have said they are in, where more than a name is known."""
     said = {rank: card.collective for rank, card in cards.items() if card.collective is not None}
@@ -93,5 +104,5 @@ def _cards(
     board: Board, state: RankState, *, seconds: float, enough: Callable[[Mapping[int, Card]], bool]
 ) -> dict[int, Card]:
     question = board.ask()
-    board.answer(state.card(), question=question)
+    answer(board, state, question=question)
     return board.answers(question, seconds=seconds, enough=enough)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 from distrib.diagnosis import collectives
@@ -24,6 +25,9 @@ class RankState:
         self.device = device
         self.steps: int | None = None
         self.at = time.monotonic()
+        self.answering = threading.Lock()
+        """Held from looking at this object to telling the others: the later of two answers is the newer."""
+        self.waits_in_vain = False
         self._raised: tuple[list[str], Collective | None] | None = None
 
     @property
@@ -34,6 +38,11 @@ class RankState:
     def stepped(self, steps: int) -> None:
         """``steps`` optimizer steps are done in all."""
         self.steps, self.at = steps, time.monotonic()
+
+    @property
+    def stays(self) -> bool:
+        """Whether it will not get any further: it has raised, or waits for what cannot come."""
+        return self.has_raised or self.waits_in_vain
 
     @property
     def has_raised(self) -> bool:

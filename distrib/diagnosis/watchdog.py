@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 from distrib.diagnosis import collectives
 from distrib.diagnosis.cards import Board
 from distrib.diagnosis.checked import stop_checking
-from distrib.diagnosis.explain import explain, explain_end, hang, mismatch
+from distrib.diagnosis.explain import answer, explain, explain_end, hang, mismatch
 from distrib.diagnosis.last_words import before_terminate
 from distrib.diagnosis.stacks import write_all
 from distrib.diagnosis.state import RankState
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from distrib.world import World
 
 TICK_SECONDS = 0.2
-SUSPICIOUS_SECONDS = 0.3
+SUSPICIOUS_SECONDS = 0.15
 """An operation under way for longer is compared with the next rank's."""
 
 
@@ -133,7 +133,7 @@ class Watchdog:
         question = board.asked()
         if question > self._answered:
             self._answered = question
-            board.answer(self._state.card(), question=question)
+            answer(board, self._state, question=question)
             write_all(self._log, "a rank asks where the others are")
 
     def _compare(self, board: Board) -> None:
@@ -145,6 +145,7 @@ class Watchdog:
             return
         calls = collectives.first_difference(board.compare(collectives.recorded().calls))
         if calls:
+            self._state.waits_in_vain = True
             self._end_job(mismatch(board, self._state, calls, logs=self._logs))
 
     def _tell_idle(self, board: Board) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import socket
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from distrib.doctor.findings import Finding
-from distrib.errors import DistribError, LaunchError
+from distrib.errors import DistribError, LaunchError, PeerLostError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +50,13 @@ def try_engine(package: str, world: World) -> Finding:
     return _tried(package, world, lambda value: probe.all_reduce(world, value))
 
 
+def is_consequence(error: BaseException) -> bool:
+    """Whether it only says that another rank is gone or silent."""
+    from distrib.rendezvous import lost_peer
+
+    return isinstance(error, PeerLostError) or lost_peer(error)
+
+
 def _tried(name: str, world: World, add_up: Callable[[Tensor], str]) -> Finding:
     import torch
 
@@ -66,8 +74,9 @@ def _tried(name: str, world: World, add_up: Callable[[Tensor], str]) -> Finding:
             area="engines",
             name=name,
             verdict="fail",
-            seen=f"all-reduce on {world.size} ranks: {words}",
+            seen=f"all-reduce on {world.size} ranks, rank {world.rank} on {socket.gethostname()}: {words}",
             remedy="choose no strategy of this engine until that is mended",
+            is_consequence=is_consequence(error),
         )
     return Finding(
         area="engines",

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distrib.doctor import disk, judge
-from distrib.doctor.engines import PROBES, try_engine, try_torch
-from distrib.doctor.findings import Finding
+from distrib.doctor.engines import PROBES, is_consequence, try_engine, try_torch
+from distrib.doctor.findings import Finding, failed
 from distrib.doctor.host import HostFacts, look
 from distrib.doctor.network import Pair, exchange, leave, listening, measure, pairs_to_measure, unreachable
 from distrib.errors import DistribError
@@ -36,11 +36,13 @@ def examine(world: World, folder: Path) -> list[Finding]:
     findings += judge.versions(unique)
     for host in unique:
         findings += judge.machine(host, ranks=ranks[host.name])
-    findings += judge.names(unique)
+    names = list(judge.names(unique))
+    findings += names
     connections = _connections(world, facts, hosts)
     findings.append(connections)
     findings += _disk(world, folder, facts.name)
-    if connections.verdict == "ok":
+    # Engines are not asked to take a name that means nothing: one of them crashes on it.
+    if not failed([connections, *names]):
         findings += _talking(world, [host.name for host in hosts])
     leave(world)
     return findings
@@ -89,12 +91,11 @@ def _talking(world: World, names: Sequence[str]) -> Iterator[Finding]:
     """What needs a process group: speed between pairs, and every engine's all-reduce."""
     import torch.distributed as dist
 
-    from distrib.rendezvous import process_group
-
-    try:
-        process_group(world)
-    except (DistribError, RuntimeError) as error:
-        yield _no_group(error)
+    group = _agreed(world, "group", lambda: _open_group(world, names[world.rank]))
+    if group.verdict == "fail":
+        yield group
+        if dist.is_initialized():
+            dist.destroy_process_group()
         return
     try:
         yield _agreed(world, "torch", lambda: try_torch(world))
@@ -108,20 +109,26 @@ def _talking(world: World, names: Sequence[str]) -> Iterator[Finding]:
 
 
 def _agreed(world: World, name: str, attempt: Callable[[], Finding]) -> Finding:
-    """The worst of all ranks' findings of one engine: it has to work on each."""
-    order = ("fail", "warn", "note", "ok")
-    findings = [Finding(**each) for each in exchange(world, f"engine {name}", asdict(attempt()))]
-    return min(findings, key=lambda finding: order.index(finding.verdict))
+    """The finding that counts of all ranks': it has to work on each."""
+    return judge.decisive([Finding(**each) for each in exchange(world, f"engine {name}", asdict(attempt()))])
 
 
-def _no_group(error: BaseException) -> Finding:
-    return Finding(
-        area="engines",
-        name="torch",
-        verdict="fail",
-        seen=str(error).splitlines()[0],
-        remedy="set GLOO_SOCKET_IFNAME (or NCCL_SOCKET_IFNAME) to the interface that all hosts share",
-    )
+def _open_group(world: World, host: str) -> Finding:
+    from distrib.rendezvous import process_group
+
+    try:
+        process_group(world)
+    except (DistribError, RuntimeError) as error:
+        return Finding(
+            area="engines",
+            name="torch",
+            verdict="fail",
+            seen=f"{host}: {str(error).splitlines()[0]}",
+            remedy="set GLOO_SOCKET_IFNAME (or NCCL_SOCKET_IFNAME) on each host to its own name of the "
+            "interface that all share, or unset it",
+            is_consequence=is_consequence(error),
+        )
+    return Finding(area="engines", name="torch", verdict="ok", seen="a process group")
 
 
 def _master(world: World) -> tuple[str, int] | None:

@@ -21,6 +21,8 @@ class Finding:
     seen: str
     remedy: str | None = None
     """What would mend it; given for every ``warn`` and ``fail``."""
+    is_consequence: bool = False
+    """It only says that another rank has failed, whose own finding is the cause."""
 
 
 def failed(findings: Iterable[Finding]) -> bool:

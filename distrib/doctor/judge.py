@@ -81,6 +81,12 @@ def reach(failures: Mapping[str, Mapping[str, str]], *, hosts: Sequence[HostFact
     )
 
 
+def decisive(findings: Sequence[Finding]) -> Finding:
+    """Of what all ranks found of one thing: the worst, and of those a cause before a consequence."""
+    order = ("fail", "warn", "note", "ok")
+    return min(findings, key=lambda finding: (order.index(finding.verdict), finding.is_consequence))
+
+
 def speed(pairs: Sequence[Pair], *, hosts: Sequence[str]) -> Iterator[Finding]:
     """Latency, bandwidth and clocks over the pairs that were measured; slow pairs by name."""
     if not pairs:

@@ -142,7 +142,10 @@ def meeting(hosts: Sequence[Reached], *, interface: str | None, keep: bool) -> M
             tell(f"ranks meet at    {link.describe(port)}")
             return Meeting(link=link, port=port)
         refusals += problems
-    raise LaunchError("the hosts do not reach each other: " + "; ".join(refusals))
+    raise LaunchError(
+        f"the hosts do not reach each other: {'; '.join(refusals)}. A firewall between them, or an interface "
+        "that does not lead there: open all TCP ports between the job's hosts, or set launcher.interface"
+    )
 
 
 def _addresses(hosts: Sequence[Reached]) -> list[list[Interface]]:

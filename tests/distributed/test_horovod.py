@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -278,6 +279,18 @@ def test_a_timeline_needs_a_run_directory() -> None:
     """Asked for outside a run, it is refused rather than written somewhere."""
     with pytest.raises(ConfigError, match=r"strategy\.timeline=true: needs a run directory"):
         Horovod(timeline=True).setup(job_for(proof()), World())
+
+
+def test_a_host_without_a_name_is_named_before_horovod_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks its own host up in C++ and takes what it finds for granted."""
+
+    def unknown(*arguments: object) -> None:
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(engine, "_fusion_thresholds", set())
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(LaunchError, match="does not know its own name, on which Horovod crashes"):
+        engine.start(World(), options={})
 
 
 def test_a_missing_horovod_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,4 +115,4 @@ def main(name: str, folder: Path, check: int | None, limit: float) -> int:
 
 if __name__ == "__main__":
     name, folder, check, limit = sys.argv[1:]
-    sys.exit(main(name, Path(folder), None if check == "null" else int(check), float(limit)))
+    worker.end(main(name, Path(folder), None if check == "null" else int(check), float(limit)))

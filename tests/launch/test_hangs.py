@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,14 @@ def test_an_unchecked_shape_that_differs_is_named_where_gloo_aborts(
     words = last_words(done)
     assert "rank 1 calls all_reduce of float32[12]" in words
     assert "all_reduce of float32[10]" in words
+
+
+def test_a_rank_that_has_said_why_it_failed_ends_at_once() -> None:
+    """Tidying up would keep the launcher, and the user, from its words."""
+    program = "import atexit, time; from distrib import worker; atexit.register(time.sleep, 60)"
+    command = [sys.executable, "-c", f"{program}; print('said'); worker.end(3)"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=40, check=False)
+    assert (done.returncode, done.stdout) == (3, "said\n")
 
 
 def test_a_rank_stuck_in_python_is_named_with_its_stack(tmp_path: Path) -> None:

@@ -152,6 +152,18 @@ def test_servers_on_other_nodes_change_nothing(slurm: Cluster, place: Path, expe
     assert " on h3: " in (place / "served" / "logs" / "rank-3.log").read_text()
 
 
+def test_the_doctor_looks_at_every_node(slurm: Cluster, place: Path) -> None:
+    """As a job of its own, two ranks on each: they meet, connect and see one directory; nothing is left."""
+    command = ["doctor", "launcher=slurm", "launcher.num_nodes=3", "--json", "doctor.json"]
+    ended_well(start(slurm, place, sys.executable, "-m", "distrib", *command))
+    found = {(each["area"], each["name"]): each for each in json.loads((place / "doctor.json").read_text())}
+    assert found["network", "rendezvous"]["seen"].startswith("6 of 6 ranks met at h1:")
+    assert found["network", "connections"]["seen"] == "all 6 directions"
+    assert found["disk", "shared directory"]["seen"].startswith("3 hosts see what rank 0 writes to")
+    assert "6 ranks summed 4 MiB" in found["engines", "torch"]["seen"]
+    assert not (place / "runs" / "doctor").exists()
+
+
 def test_a_sweep_is_one_array(slurm: Cluster, place: Path) -> None:
     """Each trial is a task of one job; the sweep waits for all and ends with its table."""
     sweep = [*RUN, *ON_SLURM, "train.steps=2", "seed=1,2", "run_dir=sweep"]

@@ -9,6 +9,8 @@ import pytest
 from distrib.diagnosis import verdict
 from distrib.diagnosis.cards import Board, Card
 from distrib.diagnosis.collectives import Collective, fingerprints, first_difference
+from distrib.diagnosis.explain import answer
+from distrib.diagnosis.state import RankState
 
 TORCHS_WORDS = (
     "Detected mismatch between collectives on ranks. Rank 1 is running collective: CollectiveFingerPrint("
@@ -110,6 +112,20 @@ def test_cards_are_asked_for_and_read_back() -> None:
     boards[1].answer(sent, question=question)
     assert boards[0].answers(question, seconds=0.1, enough=bool) == {1: sent}
     assert boards[0].answers(boards[0].ask(), seconds=0.1, enough=bool) == {}
+
+
+def test_a_rank_that_has_raised_answers_what_is_asked_after_its_end() -> None:
+    """It stands where it raised: the others need not wait for a process that has gone."""
+    from torch.distributed import HashStore
+
+    store = HashStore()
+    boards = [Board(store, rank=rank, size=2) for rank in (0, 1)]
+    state = RankState(1, device="cpu")
+    answer(boards[1], state, question=boards[0].ask())
+    assert boards[0].answers(boards[0].ask(), seconds=0.1, enough=bool) == {}
+    state.raised(RuntimeError("differs"), call("barrier"))
+    answer(boards[1], state, question=boards[0].ask())
+    assert boards[0].answers(boards[0].ask(), seconds=0.1, enough=bool)[1].collective == call("barrier")
 
 
 def test_ranks_that_wait_compare_with_the_next() -> None:

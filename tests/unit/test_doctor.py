@@ -14,7 +14,7 @@ from rich.console import Console
 from distrib.cli import doctor
 from distrib.cli.doctor_table import doctor_table, remedies
 from distrib.doctor import disk, judge, network
-from distrib.doctor.findings import Finding
+from distrib.doctor.findings import Finding, Verdict
 from distrib.doctor.host import GIB, HostFacts, cgroup_memory, interface_of
 from distrib.world import World
 
@@ -220,3 +220,17 @@ def test_own_host_name_is_read() -> None:
     from distrib.doctor.host import look
 
     assert look().name == socket.gethostname()
+
+
+def test_the_rank_whose_fault_it_is_says_why() -> None:
+    """Those that only waited for it for half a minute do not; one that fails outweighs all that do not."""
+
+    def found(verdict: Verdict, seen: str, *, is_consequence: bool = False) -> Finding:
+        return Finding(
+            area="engines", name="torch", verdict=verdict, seen=seen, is_consequence=is_consequence
+        )
+
+    waited = found("fail", "h1: wait timeout", is_consequence=True)
+    cause = found("fail", "h2: no address for eth0")
+    assert judge.decisive([waited, cause, found("ok", "h3")]) == cause
+    assert judge.decisive([found("ok", "h3"), waited]) == waited

@@ -6,6 +6,8 @@ import pytest
 
 from distrib.errors import LaunchError
 from distrib.launchers.network import Interface, interfaces, links
+from distrib.rendezvous import side_group
+from distrib.world import World
 
 
 def at(name: str, address: str, prefix: int = 24) -> Interface:
@@ -49,3 +51,10 @@ def test_this_host_knows_its_own() -> None:
     """The kernel is asked, and the loopback interface comes last."""
     assert interfaces()[-1].address == "127.0.0.1"
     assert interfaces()[-1].network == "127.0.0.0/8"
+
+
+def test_an_interface_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gloo's own words look like a lost peer's, of which this rank would be a victim and not the cause."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lan7")
+    with pytest.raises(LaunchError, match="has no interface called lan7; set GLOO_SOCKET_IFNAME on each"):
+        side_group(World(), "probe", rank=0, size=1)

@@ -34,7 +34,8 @@ class Slurm(Launcher):
         gpus_per_node: a number, or ``type:number``.
         cpus_per_task: cores of each process.
         mem: memory per node, as ``64G``.
-        extra: more options of sbatch, as ``--gres=gpu:2``.
+        extra: more options of sbatch, as ``--gres=gpu:2``; servers' own nodes have only those that SLURM
+            hands on by itself, as ``--exclude``.
         signal_seconds: how long before the time limit the ranks are asked to save; None: not at all.
         requeue: go back into the queue then, or when a node is lost, and on from the newest checkpoint.
         max_restarts: how often all ranks are started again in the same allocation after one died.

@@ -70,12 +70,24 @@ def start(world: World, *, options: Mapping[str, str]) -> None:
 
 
 def _init(hvd: Any, world: World) -> None:
+    _check_name()
     try:
         hvd.init()
     except ValueError as error:
         raise LaunchError(
             f"Horovod did not start on rank {world.rank} of {world.size} ({error}); "
             "the other ranks' logs say why, or raise timeouts.collective if they are only slow"
+        ) from error
+
+
+def _check_name() -> None:
+    """Horovod dies of SIGSEGV on a host whose own name means nothing to it. Raises `LaunchError` before."""
+    name = socket.gethostname()
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError as error:
+        raise LaunchError(
+            f"{name} does not know its own name, on which Horovod crashes: add it to /etc/hosts there"
         ) from error
 
 
