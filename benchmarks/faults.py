@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=5, help="unbroken runs")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1200)
     given = parser.parse_args()
     runs: dict[str, list[Numbers]] = {"broken": [], "unbroken": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +38,9 @@ class RunFiles:
     def start(self, info: RunInfo) -> None:
         self._run_dir = info.run_dir
         info.run_dir.mkdir(parents=True, exist_ok=True)
-        _forget_beyond(info.first_step, info.run_dir)
+        if lost := _forget_beyond(info.first_step, info.run_dir):
+            words = f"{lost} logged updates after step {info.first_step} are lost and made again"
+            print(f"notice: {words}", file=sys.stderr, flush=True)
         write_json(info.run_dir / RUN, _facts(info))
         self._metrics = (info.run_dir / METRICS).open("a", buffering=1, encoding="utf-8")
 
@@ -121,9 +124,9 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _forget_beyond(step: int, run_dir: Path) -> None:
-    """Makes the record end at ``step``: what came after is about to be made again."""
-    records = read_metrics(run_dir / METRICS) if step else ()
+def _forget_beyond(step: int, run_dir: Path) -> int:
+    """Makes the record end at ``step``: what came after, which is counted, is about to be made again."""
+    records = list(read_metrics(run_dir / METRICS)) if step else []
     kept = [_line(record) for record in records if (record["step"] or 0) <= step]
     partial = run_dir / (METRICS + ".partial")
     partial.write_text("".join(kept), encoding="utf-8")
@@ -131,3 +134,4 @@ def _forget_beyond(step: int, run_dir: Path) -> None:
     (run_dir / SUMMARY).unlink(missing_ok=True)
     if step == 0 or read_json(run_dir / EVALUATION).get("step", 0) > step:
         (run_dir / EVALUATION).unlink(missing_ok=True)
+    return max([0, *(int(record["step"] or 0) - step for record in records)])

@@ -43,11 +43,15 @@ def test_a_killed_run_keeps_what_it_did(tmp_path: Path) -> None:
     files.close()
 
 
-def test_resume_cuts_what_lies_beyond(tmp_path: Path) -> None:
-    """After a resume each step is there once, in order, and later evaluations and summaries are gone."""
+def test_resume_cuts_what_lies_beyond(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After a resume each step is there once, in order; how many are made again is said."""
     write_run(RunFiles(), info(tmp_path))
     again = RunFiles()
+    assert capsys.readouterr().err == ""
     again.start(info(tmp_path, first_step=25))
+    lost = info(tmp_path).num_steps - 25
+    said = f"notice: {lost} logged updates after step 25 are lost and made again\n"
+    assert capsys.readouterr().err == said
     assert steps(tmp_path) == list(range(1, 26))
     assert not (tmp_path / "evaluation.json").exists()
     assert not (tmp_path / "summary.json").exists()

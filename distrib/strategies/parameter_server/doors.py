@@ -63,6 +63,11 @@ class Doors:
     def knock(self) -> None:
         """Asks to be let in by who holds the parts now: this rank was started again."""
         self._world.store.set(f"knock/{self._world.rank}", str(self._world.rejoin))
+        self._world.store.add("knocks", 1)
+
+    def knocks(self) -> int:
+        """How often anybody has asked."""
+        return int(self._world.store.add("knocks", 0))
 
     def knocked(self, rank: int) -> int:
         """The number of a rank's latest restart that asks for sessions; 0: none."""

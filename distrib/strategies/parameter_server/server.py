@@ -22,7 +22,7 @@ from distrib.strategies.parameter_server.session import Op
 from distrib.strategies.parameter_server.updates import Update
 
 LOOK_SECONDS = 0.1
-"""How often a server that lacks a rank looks whether it has been started again."""
+"""How often a server looks whether a rank has been started again."""
 TAKEN_OVER_PATIENCE = 3.0
 """How many times longer than ever a worker may take to come to a server's backup: it may have been at
 work, and then have waited twice that time for the lost server."""
@@ -53,7 +53,7 @@ class Server:
         self._doors, self._make_update, self._partner = doors, update, partner
         self._names = [name for bucket in part.layout.buckets for name in bucket.starts]
         self._restarts = dict.fromkeys(range(hall.num_workers), 0)
-        self._looked_at = 0.0
+        self._knocks, self._looked_at = 0, 0.0
 
     def serve(self) -> None:
         """Returns when all workers have left. Raises what made it impossible to go on."""
@@ -77,30 +77,33 @@ class Server:
         self.ledger.end(None)
 
     def _next(self) -> list[Push]:
-        """The next update's pushes; empty after a while where a rank is missing, and at the end."""
+        """The next update's pushes; empty after a while, and at the end."""
         with self.hall.changed:
-            timeout = LOOK_SECONDS if self._misses_somebody else None
-            self.hall.wait_for(lambda: bool(self.hall.due()) or not self.hall.seats, timeout=timeout)
+            self.hall.wait_for(lambda: bool(self.hall.due()) or not self.hall.seats, timeout=LOOK_SECONDS)
             return self.hall.due()
-
-    @property
-    def _misses_somebody(self) -> bool:
-        return bool(self.hall.lost) or self.ledger.is_vacant
 
     def _look_for_restarts(self) -> None:
         """Now and then, however busy: takes in who was lost and has been started again."""
         now = time.monotonic()
-        if not self._misses_somebody or now < self._looked_at + LOOK_SECONDS:
+        if now < self._looked_at + LOOK_SECONDS:
             return
         self._looked_at = now
-        try:
-            for rank in list(self.hall.lost):
-                if self._came_again(rank):
-                    self._attend(rank)
+        with suppress(DistError):  # rank 0 has ended and its store with it: its session says the rest
+            before, self._knocks = self._knocks, self._doors.knocks()
+            if self._knocks > before:
+                for rank in range(1, self.hall.num_workers):
+                    self._let_in_again(rank)
             if self.ledger.is_vacant and self._partner is not None and self._came_again(self._partner):
                 self._take_backup(self._partner)
-        except DistError:
-            pass  # rank 0 has ended and its store with it: its session says the rest
+
+    def _let_in_again(self, rank: int) -> None:
+        """A worker that was started again is let in; should its death have been missed, it is known now."""
+        if not self._came_again(rank):
+            return
+        if rank in self.hall.seats:
+            self.hall.lose(rank, LaunchError(f"lost worker rank {rank}: it was started again"))
+            self.ledger.keep()
+        self._attend(rank)
 
     def _came_again(self, rank: int) -> bool:
         """Whether a rank has been started again since this was last asked."""
@@ -119,10 +122,10 @@ class Server:
 
     def _attend(self, rank: int) -> None:
         # A daemon: it may be waiting for a worker when the server ends, and gloo's waits cannot be broken.
-        threading.Thread(target=self._hear, args=(rank,), name=f"worker-{rank}", daemon=True).start()
+        given = (rank, self._restarts[rank])
+        threading.Thread(target=self._hear, args=given, name=f"worker-{rank}", daemon=True).start()
 
-    def _hear(self, rank: int) -> None:
-        number = self._restarts[rank]
+    def _hear(self, rank: int, number: int) -> None:
         try:
             patience = TAKEN_OVER_PATIENCE if self.since else None
             session = self._doors.open(rank, number=number, since=self.since, patience=patience)
@@ -130,7 +133,8 @@ class Server:
             with self.hall.told():  # the server ends with the last one, who must be answered before
                 self.hall.leave(rank)
                 self.ledger.keep()
-                session.tell(Op.LEAVE)
+                with suppress(LaunchError):  # it has left, whether it hears this or not
+                    session.tell(Op.LEAVE)
         except LaunchError as error:
             self._lose(rank, error, number=number)
         except EndedError:
