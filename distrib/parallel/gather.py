@@ -9,9 +9,10 @@ from torch import Tensor
 
 
 def gather_in_place(parts: Sequence[Tensor], *, group: dist.ProcessGroup | None = None) -> None:
-    """Fills in the parts of the others: rank r has ``parts[r]``; the last ranks may have none.
+    """Fills in the parts of the others: rank r has ``parts[r]``, which may be empty; the last may have none.
 
     As many bytes as an all-gather, which gloo makes in a tensor of its own and then copies.
     """
     for rank, part in enumerate(parts):
-        dist.broadcast(part, group=group, group_src=rank)
+        if part.numel():
+            dist.broadcast(part, group=group, group_src=rank)

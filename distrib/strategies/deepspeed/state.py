@@ -109,10 +109,13 @@ def _slot_entries(engine: Any, *, stage: int, room: Room) -> Iterator[Entry]:
 
 
 def _assembled(value: Tensor, piece: Piece, shape: torch.Size, room: Room) -> Tensor:
-    """The whole slot on every rank: disjoint pieces, added up."""
-    whole = room.tensor(math.prod(shape), value.dtype).zero_()
+    """The whole slot on every rank: the ranks' pieces follow each other."""
+    whole = room.tensor(math.prod(shape), value.dtype)
     whole[piece.start : piece.start + piece.size] = value[piece.offset : piece.offset + piece.size]
-    dist.all_reduce(whole)
+    mine = torch.tensor([piece.size])
+    sizes = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, mine)
+    gather_in_place(torch.split(whole, [int(size) for size in sizes]))
     return whole.view(shape)
 
 
@@ -153,7 +156,8 @@ def _load_slots(reader: StateReader, engine: Any, *, stage: int) -> None:
             state[slot] = _counter(reader, full_name, before=state.get(slot)).to(piece.flat.device)
             continue
         values = read_elements(reader, "optimizer", full_name, start=piece.start, size=piece.size)
-        state.setdefault(slot, torch.zeros_like(piece.flat))
+        if slot not in state:
+            state[slot] = torch.zeros_like(piece.flat)
         state[slot][piece.offset : piece.offset + piece.size] = values.to(piece.flat.device)
 
 
