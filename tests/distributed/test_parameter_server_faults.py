@@ -177,7 +177,7 @@ def drill(seed: int) -> JobPlan:
     )
     return JobPlan(
         size=size,
-        options={"mode": "stale", "staleness": staleness, "bucket_mb": 0.02},
+        options={"mode": "stale", "staleness": staleness, "bucket_mb": 0.02, "silent_after": 6.0},
         proof={"steps": 15, "microbatch_size": 2},
         delays=delays,
         faults=[kill] if chance.random() < 0.7 else [],
