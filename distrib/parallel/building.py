@@ -68,8 +68,10 @@ def build_in_shares(build: Callable[[], nn.Module], *, place: Callable[[nn.Modul
 
     A rank needs its share of the model, `WHOLE_BYTES` or the largest operation's tensors if that is more, and
     what ``place`` keeps. The peak is higher by what the allocator has not given back: on 4 ranks 0.74 of a
-    model of 187 M parameters whose largest tensor is 0.18 of it (`benchmarks.building_memory`). ``place`` is given a module whose parameters look whole, and are, from when an
-    operation first touches them. It touches them in the same order on all ranks and drops what it has split.
+    model of 187 M parameters whose largest tensor is 0.18 of it (`benchmarks.building_memory`).
+
+    ``place`` is given a module whose parameters look whole, and are, from when an operation first touches
+    them. It touches them in the same order on all ranks and drops what it has split.
     Raises RuntimeError where ranks ask for different tensors.
     """
     if dist.get_world_size() == 1:
