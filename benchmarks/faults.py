@@ -27,9 +27,9 @@ SETTINGS = (
     "experiment=tiny",
     "strategy=parameter_server",
     "strategy.min_workers=1",
-    "strategy.silent_after=30",
+    "strategy.silent_after=10",
     f"launcher.num_processes={WORKERS + 1}",
-    "train.log_every=50",
+    "train.log_every=10",
     "checkpoint.keep_best=false",
 )
 TIME_LIMIT = 1500.0
@@ -69,7 +69,8 @@ def run(run_dir: Path, *, seed: int, steps: int, kills: int) -> Numbers:
     finally:
         process.terminate()
     if code:
-        raise SystemExit(f"the run ended with {code}:\n{errors.read_text()[-3000:]}")
+        logs = [f"{file.name}: {file.read_text()[-1000:]}" for file in (run_dir / "logs").glob("*.log")]
+        raise SystemExit(f"the run ended with {code}:\n{errors.read_text()[-3000:]}\n" + "\n".join(logs))
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     loss = next(line["eval/loss"] for line in reversed(lines) if "eval/loss" in line)
     return {"loss": loss, "kills": float(killed), "seconds": time.monotonic() - began}
@@ -82,7 +83,7 @@ def kill_at_random(
     killed = 0
     while killed < kills and process.poll() is None:
         time.sleep(chance.uniform(0.0, 0.3))
-        if step_of(run_dir) < steps * killed / (1.1 * kills):
+        if step_of(run_dir) < max(1, steps * killed / (1.1 * kills)):
             continue
         victims = workers_of(process.pid, run_dir)
         if victims:

@@ -170,10 +170,14 @@ def pair(world: World, name: str, *, rank: int, peer: str, limit: float | None =
 
     _stay_on_this_machine(world)
     store = PrefixStore(f"pair/{name}", world.store)
-    seconds = timedelta(seconds=limit or world.collective_timeout)
+    seconds = limit or world.collective_timeout
     with _translated(world):
+        # gloo would wait for the other with the store's client locked, and all threads that need it with it.
+        store.set(f"here/{rank}", "")
+        if wait_for(store, [f"here/{1 - rank}"], time.monotonic() + seconds):
+            raise PeerLostError(f"rank {world.rank} did not reach {peer}: it did not come in {seconds:g} s")
         try:
-            return ProcessGroupGloo(store, rank, 2, seconds)
+            return ProcessGroupGloo(store, rank, 2, timedelta(seconds=seconds))
         except RuntimeError as error:
             if NO_INTERFACE in str(error):
                 raise

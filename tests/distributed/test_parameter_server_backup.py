@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 STEPS = 20
 OPTIONS: dict[str, Any] = {"server_backups": 1, "bucket_mb": 0.01, "silent_after": 4.0}
-"""gloo may miss that a rank is gone to which it was just sending; then the time limit notices it."""
+"""Where a death is not noticed at once, which was seen under load, the time limit is to notice it."""
 
 
 def plan(*faults: Fault, size: int = 4, **options: Any) -> JobPlan:
