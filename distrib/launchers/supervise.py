@@ -167,7 +167,9 @@ class Supervisor:
         member.send_to_group(signal.SIGKILL)  # what it had started
         self._members.remove(member)
         self._lost[member.rank] = death
-        again = self._rejoins_left > 0
+        # Whom rank 0 has not waited for has nothing left to join.
+        ended = any(other.rank == 0 and other.running.poll() is not None for other in self._members)
+        again = self._rejoins_left > 0 and not ended
         then = "is started again" if again else "the job goes on without it"
         print(f"notice: rank {member.rank} {death.how}; {then}", file=sys.stderr, flush=True)
         if again:
