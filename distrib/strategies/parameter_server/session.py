@@ -4,6 +4,10 @@ A group per pair lets workers come and go: no group of all ranks has to be made 
 header of numbers, then tensors whose sizes both sides know from the layout or from the header.
 Nothing is ever unpickled. gloo closes a pair whose time limit has passed, so a peer that was taken for
 dead and wakes up again can send nothing more.
+
+gloo tells nobody of a peer that dies in the middle of a message: of all that is awaited from it, that one
+message alone ends by its time limit only (measured: a sender of 800 MB killed after 0.05 s, noticed after
+20 s of 20). So a mark follows every message that may come in pieces, and is awaited in its place.
 """
 
 from __future__ import annotations
@@ -24,6 +28,11 @@ from distrib.errors import LaunchError, PeerLostError
 NUM_NUMBERS = 8
 HEADER, BODY, PUSH, PULL = range(4)
 """Tags; buckets have tags of their own above `PUSH` and `PULL`."""
+
+IN_ONE_PIECE = 512
+"""Bytes that come whole or not at all: far below any network's packet, gloo's own header with them."""
+MARK = 2**24
+"""Added to a tag: of the byte that follows a longer message."""
 
 GLOO_WORDS = re.compile(r"\[/\S+\] |\. This is typically.*")
 """Where in gloo's sources an error was raised, and its advice."""
@@ -84,15 +93,20 @@ class Message:
 
 
 class Pending:
-    """A message under way."""
+    """A message under way.
 
-    def __init__(self, work: Any, session: Session) -> None:
-        self._work, self._session = work, session
+    Args:
+        works: to be waited for in this order.
+    """
+
+    def __init__(self, works: Sequence[Any], session: Session) -> None:
+        self._works, self._session = works, session
 
     def wait(self) -> None:
         """Returns when the message is through. Raises as `Session` says."""
         try:
-            self._work.wait(self._session.limit)
+            for work in self._works:
+                work.wait(self._session.limit)
         except RuntimeError as error:
             raise self._session.failed(error) from error
 
@@ -125,9 +139,12 @@ class Session:
 
     def _begin(self, how: Any, tensor: Tensor, tag: int) -> Pending:
         try:
-            return Pending(how([tensor], self._other, tag), self)
+            works = [how([tensor], self._other, tag)]
+            if tensor.nbytes > IN_ONE_PIECE:  # first the mark, which is there when all before it is
+                works.insert(0, how([torch.zeros(1, dtype=torch.uint8)], self._other, tag + MARK))
         except RuntimeError as error:
             raise self.failed(error) from error
+        return Pending(works, self)
 
     def send(self, tensor: Tensor) -> None:
         """Sends a tensor and waits until it is through."""

@@ -1,0 +1,85 @@
+"""The wire between a worker and a server, in two processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from distrib.errors import PeerLostError
+from distrib.strategies.parameter_server.session import IN_ONE_PIECE, Session
+
+LIMIT = 30.0
+
+
+def session_over(file: Path, *, rank: int) -> Session:
+    """One side of a pair that meets by a file."""
+    store = dist.FileStore(str(file), 2)
+    group = dist.ProcessGroupGloo(store, rank, 2, timedelta(seconds=LIMIT))
+    return Session(group, rank=rank, peer=f"rank {1 - rank}", limit=LIMIT)
+
+
+def send_and_die(file: Path, numel: int, after: float) -> None:
+    """Sends more than sockets hold and is killed in the middle of it."""
+    session, message = session_over(file, rank=1), torch.ones(numel)
+    assert session.hear().op == 0
+    threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    session.send(message)
+    time.sleep(LIMIT)
+
+
+@pytest.mark.timeout(120)
+def test_a_peer_that_dies_in_the_middle_of_a_message_is_lost_at_once(tmp_path: Path) -> None:
+    """gloo alone would say nothing before the time limit, and then that it was silent."""
+    context = multiprocessing.get_context("spawn")
+    file, numel = tmp_path / "store", 2 * 10**8
+    other = context.Process(target=send_and_die, args=(file, numel, 0.05))
+    other.start()
+    try:
+        session, message = session_over(file, rank=0), torch.ones(numel)
+        session.tell(0)
+        with pytest.raises(PeerLostError, match="lost rank 1"):
+            session.receive(message)
+    finally:
+        other.kill()
+        other.join()
+    assert other.exitcode == -signal.SIGKILL
+
+
+def echo(file: Path, sizes: list[int]) -> None:
+    """Sends back what comes, all of one tag at once."""
+    session = session_over(file, rank=1)
+    received = [torch.zeros(size, dtype=torch.uint8) for size in sizes]
+    for waiting in [session.start_receive(tensor, 5) for tensor in received]:
+        waiting.wait()
+    for sending in [session.start_send(tensor, 5) for tensor in received]:
+        sending.wait()
+    session.hear()
+
+
+@pytest.mark.timeout(120)
+def test_messages_of_one_tag_keep_their_order(tmp_path: Path) -> None:
+    """Short ones and long ones, which have marks."""
+    sizes = [1, IN_ONE_PIECE, IN_ONE_PIECE + 1, 10**6, 3, 10**5]
+    other = multiprocessing.get_context("spawn").Process(target=echo, args=(tmp_path / "store", sizes))
+    other.start()
+    try:
+        session = session_over(tmp_path / "store", rank=0)
+        ours = [torch.full((size,), number, dtype=torch.uint8) for number, size in enumerate(sizes)]
+        sends = [session.start_send(tensor, 5) for tensor in ours]
+        theirs = [torch.zeros_like(tensor) for tensor in ours]
+        for waiting in [*sends, *(session.start_receive(tensor, 5) for tensor in theirs)]:
+            waiting.wait()
+        session.tell(0)
+        assert all(map(torch.equal, ours, theirs))
+    finally:
+        other.join(LIMIT)
+        other.kill()
