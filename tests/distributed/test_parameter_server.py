@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,26 @@ def hall_with(*ranks: int) -> Hall:
         hall.push(push(rank, 0))
         hall.finish(hall.due(), Result(loss=math.nan))
     return hall
+
+
+def test_a_server_ends_when_its_last_worker_has_been_answered() -> None:
+    """It looked between the leaving and the answer, once in a hundred drills, and took the answer with it."""
+    hall, has_left, answered = hall_with(), threading.Event(), threading.Event()
+
+    def leave() -> None:
+        with hall.told():
+            hall.leave(0)
+            hall.leave(1)
+            has_left.set()
+            time.sleep(0.2)
+            answered.set()
+
+    leaving = threading.Thread(target=leave)
+    leaving.start()
+    has_left.wait()
+    assert hall.is_empty()
+    assert answered.is_set()
+    leaving.join()
 
 
 def test_a_push_sent_again_counts_once() -> None:

@@ -112,6 +112,11 @@ class Hall:
         with self.told():
             del self.seats[rank]
 
+    def is_empty(self) -> bool:
+        """Whether every worker has left or is lost. Waits while the last one is being answered."""
+        with self.changed:
+            return not self.seats
+
     def lose(self, rank: int, error: LaunchError) -> None:
         """A worker is lost: the job goes on without it, or this server fails with ``error``."""
         with self.told():

@@ -62,7 +62,7 @@ class Server:
                 self._restarts |= {rank: self._doors.knocked(rank) for rank in self.hall.seats}
             for rank in list(self.hall.seats):
                 self._attend(rank)
-            while self.hall.seats:
+            while not self.hall.is_empty():
                 if pushes := self._next():
                     self._update(pushes)
                 self._look_for_restarts()
