@@ -79,7 +79,8 @@ PLANS = {
         size=3,
         options={"mode": "stale", "staleness": 1, "silent_after": 3.0},
         proof={"steps": 8},
-        faults=[Fault(rank=1, step=3, signal="SIGSTOP", again_after=8.0)],
+        # Wakes up after the server's 3 s, and before it would itself give the server up: after twice that.
+        faults=[Fault(rank=1, step=3, signal="SIGSTOP", again_after=4.5)],
     ),
 }
 
