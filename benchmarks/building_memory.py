@@ -7,7 +7,6 @@ units of the model in fp32; ``held`` is what is left after it: weights, and ZeRO
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -16,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.common import Numbers, Variant, interleave, write
+from benchmarks.common import Numbers, measure_cases
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,23 +29,8 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--processes", nargs="+", type=int, default=[2, 4])
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--cases", nargs="+", choices=NAMES, default=list(NAMES))
-    arguments = parser.parse_args()
-    for size in arguments.processes:
-        variants = [
-            Variant(
-                name=name,
-                arguments=["-m", "benchmarks.building_memory", "--worker", name],
-                num_processes=size,
-            )
-            for name in arguments.cases
-        ]
-        runs = interleave(variants, repeats=arguments.repeats)
-        settings = {"num_processes": size, "model_bytes": model_bytes()}
-        print(write(f"building-memory-{size}", runs, settings=settings))
+    settings = {"model_bytes": model_bytes()}
+    measure_cases("building_memory", __doc__, cases=NAMES, processes=[2, 4], repeats=1, settings=settings)
 
 
 def worker(name: str, folder: Path) -> Numbers:

@@ -7,7 +7,6 @@ tensors the usual ways. The largest tensor, the word embedding, is 46.9 MB.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import os
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.common import Numbers, Variant, interleave, write
+from distrib.parallel.allocator import give_back
 
 NAMES = ("ours", "torch-save", "safetensors")
 
@@ -73,7 +73,7 @@ def rise(save: Callable[[], object]) -> Numbers:
     to forget the old peak.
     """
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    give_back()
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     save()

@@ -7,6 +7,7 @@ and whose last line on standard output is its numbers as JSON.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -113,6 +114,40 @@ def interleave(variants: Sequence[Variant], *, repeats: int) -> dict[str, list[N
             shown = ", ".join(f"{name} {value:.6g}" for name, value in runs[variant.name][-1].items())
             print(f"[{turn + 1}/{repeats}] {variant.name}: {shown}", flush=True)
     return runs
+
+
+def measure_cases(
+    program: str,
+    description: str | None,
+    *,
+    cases: Sequence[str],
+    default: Sequence[str] | None = None,
+    processes: Sequence[int],
+    repeats: int,
+    settings: Mapping[str, Any] | None = None,
+    begin: Callable[[], object] = lambda: None,
+) -> None:
+    """The command line of ``benchmarks.<program>``, whose ``--worker CASE`` is one rank of one case.
+
+    Writes ``results/<program>-<N>.json`` for each number of processes.
+
+    Args:
+        default: the cases measured where none are named; None: all.
+        settings: written beside the number of processes.
+        begin: called once the command line is read.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--processes", nargs="+", type=int, default=list(processes))
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--cases", nargs="+", choices=list(cases), default=list(default or cases))
+    given = parser.parse_args()
+    begin()
+    for size in given.processes:
+        worker = ["-m", f"benchmarks.{program}", "--worker"]
+        variants = [Variant(name=case, arguments=[*worker, case], num_processes=size) for case in given.cases]
+        runs = interleave(variants, repeats=given.repeats)
+        name = f"{program.replace('_', '-')}-{size}"
+        print(write(name, runs, settings={"num_processes": size, **(settings or {})}))
 
 
 @dataclass(frozen=True, kw_only=True)

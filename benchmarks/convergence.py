@@ -12,7 +12,6 @@ training bears at all: of seed 2, ``sync`` ended at 0.758 on 2 workers and at 0.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -22,6 +21,7 @@ from benchmarks.common import Numbers, write
 from distrib.cli.compose import compose
 from distrib.launchers.forkserver import ForkServer
 from distrib.proof.jobs import run_job
+from distrib.tracking.files import METRICS, read_metrics
 
 STALE = ("strategy.mode=stale",)
 ASYNC = ("strategy.mode=async",)
@@ -74,7 +74,7 @@ def train(mode: str, folder: Path, *, workers: int, steps: int, seed: int, serve
     processes = f"launcher.num_processes={workers + 1}"
     config = compose([*TASK, *MODES[mode], processes, f"train.steps={steps}"])
     run_job(replace(config, seed=seed), folder, server=server)
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records = list(read_metrics(folder / METRICS))
     last = next(record for record in reversed(records) if "eval/accuracy" in record)
     return {"accuracy": last["eval/accuracy"], "loss": last["eval/loss"], "staleness": staleness(records)}
 

@@ -9,7 +9,6 @@ unbroken runs.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import subprocess
@@ -21,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.common import Numbers, write
+from distrib.tracking.files import METRICS, read_metrics
 
 WORKERS = 3
 SETTINGS = (
@@ -71,7 +71,7 @@ def run(run_dir: Path, *, seed: int, steps: int, kills: int) -> Numbers:
     if code:
         logs = [f"{file.name}: {file.read_text()[-1000:]}" for file in (run_dir / "logs").glob("*.log")]
         raise SystemExit(f"the run ended with {code}:\n{errors.read_text()[-3000:]}\n" + "\n".join(logs))
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = list(read_metrics(run_dir / METRICS))
     loss = next(line["eval/loss"] for line in reversed(lines) if "eval/loss" in line)
     return {"loss": loss, "kills": float(killed), "seconds": time.monotonic() - began}
 
@@ -94,10 +94,7 @@ def kill_at_random(
 
 def step_of(run_dir: Path) -> int:
     """The last step that was logged."""
-    file = run_dir / "metrics.jsonl"
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    steps = [json.loads(line).get("step", 0) for line in lines if line.endswith("\n")]
-    return max(steps, default=0)
+    return max((int(record.get("step") or 0) for record in read_metrics(run_dir / METRICS)), default=0)
 
 
 def workers_of(launcher: int, run_dir: Path) -> list[psutil.Process]:

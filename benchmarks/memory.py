@@ -8,7 +8,6 @@ has a larger model.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import gc
 import json
@@ -16,7 +15,7 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from benchmarks.common import Numbers, Variant, interleave, write
+from benchmarks.common import Numbers, measure_cases
 
 if TYPE_CHECKING:
     from distrib.core import Job
@@ -28,23 +27,8 @@ WIDTH = 512
 def main() -> None:
     from benchmarks.engines import CASES
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--processes", nargs="+", type=int, default=[2, 4])
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument(
-        "--cases",
-        nargs="+",
-        choices=list(CASES),
-        default=[name for name, case in CASES.items() if case.memory],
-    )
-    arguments = parser.parse_args()
-    for size in arguments.processes:
-        variants = [
-            Variant(name=name, arguments=["-m", "benchmarks.memory", "--worker", name], num_processes=size)
-            for name in arguments.cases
-        ]
-        runs = interleave(variants, repeats=arguments.repeats)
-        print(write(f"memory-{size}", runs, settings={"num_processes": size}))
+    default = [name for name, case in CASES.items() if case.memory]
+    measure_cases("memory", __doc__, cases=list(CASES), default=default, processes=[2, 4], repeats=1)
 
 
 def worker(name: str) -> Numbers:

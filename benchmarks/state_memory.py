@@ -8,8 +8,6 @@ page cache.
 
 from __future__ import annotations
 
-import argparse
-import ctypes
 import gc
 import json
 import sys
@@ -17,7 +15,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.common import Numbers, Variant, interleave, write
+from benchmarks.common import Numbers, measure_cases
+from distrib.parallel.allocator import give_back
 
 NAMES = ("ddp", "fsdp", "horovod", "zero1", "zero2", "zero3")
 WIDTH, SMALL = 512, 64
@@ -25,22 +24,7 @@ SECONDS = 0.0005
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--processes", nargs="+", type=int, default=[2])
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--cases", nargs="+", choices=NAMES, default=list(NAMES))
-    arguments = parser.parse_args()
-    for size in arguments.processes:
-        variants = [
-            Variant(
-                name=name,
-                arguments=["-m", "benchmarks.state_memory", "--worker", name],
-                num_processes=size,
-            )
-            for name in arguments.cases
-        ]
-        runs = interleave(variants, repeats=arguments.repeats)
-        print(write(f"state-memory-{size}", runs, settings={"num_processes": size}))
+    measure_cases("state_memory", __doc__, cases=NAMES, processes=[2], repeats=1)
 
 
 def worker(name: str, folder: Path) -> Numbers:
@@ -94,7 +78,7 @@ def watched(work: Callable[[], object]) -> tuple[int, int, int]:
 def anonymous() -> int:
     """As `anonymous_now`, once what is free has been given back."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    give_back()
     return anonymous_now()
 
 

@@ -7,14 +7,13 @@ its tutorial applies it, on gloo's own reduce-scatter.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.common import Numbers, Variant, interleave, write
+from benchmarks.common import Numbers, measure_cases
 
 WARMUP, STEPS = 2, 5
 STOCK = {"stock-fsdp": True, "stock-fsdp-keep": False}
@@ -25,20 +24,15 @@ INTERFACE = "lo"
 def main() -> None:
     from benchmarks.engines import CASES
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--processes", nargs="+", type=int, default=[2, 4])
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--cases", nargs="+", choices=[*CASES, *STOCK], default=[*CASES, *STOCK])
-    arguments = parser.parse_args()
-    if not is_alone():
-        run_alone()
-    for size in arguments.processes:
-        variants = [
-            Variant(name=name, arguments=["-m", "benchmarks.traffic", "--worker", name], num_processes=size)
-            for name in arguments.cases
-        ]
-        runs = interleave(variants, repeats=arguments.repeats)
-        print(write(f"traffic-{size}", runs, settings={"num_processes": size, "steps": STEPS}))
+    measure_cases(
+        "traffic",
+        __doc__,
+        cases=[*CASES, *STOCK],
+        processes=[2, 4],
+        repeats=2,
+        settings={"steps": STEPS},
+        begin=lambda: None if is_alone() else run_alone(),
+    )
 
 
 def is_alone() -> bool:

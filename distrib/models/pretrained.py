@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distrib.data.files import digest, digest_files, package_path
+from distrib.environ import environment
 from distrib.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -85,22 +85,13 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-@contextmanager
-def in_turn() -> Iterator[None]:
+def in_turn() -> AbstractContextManager[None]:
     """Has transformers read a model's weights one after the other.
 
     By itself it reads ahead in threads, and holds what it has converted to another type: at worst the whole
     model, on ranks that each keep a part of it (`distrib.parallel.building`).
     """
-    before = os.environ.get(READ_IN_TURN)
-    os.environ[READ_IN_TURN] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[READ_IN_TURN]
-        else:
-            os.environ[READ_IN_TURN] = before
+    return environment({READ_IN_TURN: "1"})
 
 
 def write_config(module: nn.Module, folder: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
+from distrib.environ import environment
 from distrib.errors import MissingDependencyError
 from distrib.rendezvous import process_group
 from distrib.world import World
@@ -94,21 +94,6 @@ def variables(world: World) -> dict[str, str]:
     place = {"LOCAL_RANK": world.local_rank, "LOCAL_SIZE": world.local_size}
     accelerator = {"DS_ACCELERATOR": "cpu"} if world.device == "cpu" else {}
     return {**{name: str(value) for name, value in place.items()}, **accelerator}
-
-
-@contextmanager
-def environment(values: dict[str, str]) -> Iterator[None]:
-    """Sets environment variables and puts back what was there."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def log_handler(world: World) -> logging.StreamHandler[Any]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
+from distrib.environ import environment
 from distrib.errors import ConfigError, LaunchError, MissingDependencyError
 from distrib.rendezvous import agree
 from distrib.world import World
@@ -60,7 +61,7 @@ def start(world: World, *, options: Mapping[str, str]) -> None:
         remedy = "Horovod cannot change it in a process that has run it already; start a new one"
         raise ConfigError("strategy.fusion_threshold_mb", value, remedy)
     _fusion_thresholds.add(options.get(FUSION))
-    with _rendezvous(world) as variables, _environment({**variables, **options}):
+    with _rendezvous(world) as variables, environment({**variables, **options}):
         _init(hvd, world)
         if (hvd.rank(), hvd.size()) != (world.rank, world.size):
             theirs = f"Horovod started as rank {hvd.rank()} of {hvd.size()}"
@@ -98,7 +99,7 @@ def restart(world: World, *, options: Mapping[str, str]) -> World:
     """
     hvd = _horovod()
     hvd.shutdown()
-    with _environment(options):
+    with environment(options):
         _init(hvd, world)
     hvd.barrier()
     return replace(
@@ -209,18 +210,3 @@ def _bound_to(world: World) -> str:
     """Rank 0's own address; all of them where its host's name means the loopback interface to itself."""
     address = socket.gethostbyname(_address(world))
     return "" if address.startswith("127.") and not _is_local(world) else address
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Sets variables, which Horovod reads when it starts, and puts back what was there."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

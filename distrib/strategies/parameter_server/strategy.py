@@ -106,7 +106,7 @@ class ParameterServer(Strategy):
         return num_processes - self.num_servers * (1 + self.server_backups)
 
     def may_lose(self, rank: int, *, num_processes: int) -> bool:
-        if rank >= self.num_workers(num_processes):
+        if self.serves(rank, num_processes=num_processes):
             return self.server_backups > 0
         return rank > 0 and (self.mode != "sync" or self.min_workers is not None)
 
