@@ -17,7 +17,7 @@ from test_contract import trained
 
 from distrib.errors import ConfigError, LaunchError
 from distrib.strategies.parameter_server import ParameterServer
-from distrib.strategies.parameter_server.hall import Hall, Result
+from distrib.strategies.parameter_server.hall import EndedError, Hall, Result
 from distrib.strategies.parameter_server.layout import in_forward_order, make_layout
 from distrib.strategies.parameter_server.rules import Bounded, Push, Seat, Unbounded
 from distrib.strategies.parameter_server.terms import NOBODY, Holder, Terms
@@ -155,6 +155,15 @@ def hall_with(*ranks: int) -> Hall:
         hall.push(push(rank, 0))
         hall.finish(hall.due(), Result(loss=math.nan))
     return hall
+
+
+def test_a_server_whose_workers_are_all_lost_has_not_come_to_its_end() -> None:
+    """Where it had been looking elsewhere meanwhile it found no seat taken, and ended as if all was well."""
+    hall = Hall(Unbounded(), num_workers=2, may_lose=lambda rank: False, min_workers=1)
+    for rank in range(2):
+        hall.lose(rank, LaunchError(f"lost worker rank {rank}"))
+    with pytest.raises(EndedError):
+        hall.is_empty()
 
 
 def test_a_server_ends_when_its_last_worker_has_been_answered() -> None:

@@ -54,14 +54,44 @@ def test_a_peer_that_dies_in_the_middle_of_a_message_is_lost_at_once(tmp_path: P
     assert other.exitcode == -signal.SIGKILL
 
 
+def stop(file: Path, numel: int) -> None:
+    """Is ready for a message, and then stops before it comes."""
+    session = session_over(file, rank=1)
+    session.start_receive(torch.zeros(numel))
+    session.tell(0)
+    time.sleep(0.2)  # gloo's own thread tells that it is ready
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("confirms", [True, False], ids=["receipt", "answer"])
+def test_a_peer_that_dies_before_a_message_has_left_is_lost_at_once(tmp_path: Path, confirms: bool) -> None:
+    """gloo's wait for the sending alone would end with the time limit, also where a mark follows."""
+    file, numel = tmp_path / "store", 2 * 10**8
+    other = multiprocessing.get_context("spawn").Process(target=stop, args=(file, numel))
+    other.start()
+    try:
+        session = session_over(file, rank=0)
+        session.hear()
+        time.sleep(1.0)
+        session.send(torch.ones(numel))
+        threading.Timer(0.2, other.kill).start()
+        with pytest.raises(PeerLostError, match="lost rank 1"):
+            session.confirmed() if confirms else session.hear()
+    finally:
+        other.kill()
+        other.join()
+    assert other.exitcode == -signal.SIGKILL
+
+
 def echo(file: Path, sizes: list[int]) -> None:
     """Sends back what comes, all of one tag at once."""
     session = session_over(file, rank=1)
     received = [torch.zeros(size, dtype=torch.uint8) for size in sizes]
     for waiting in [session.start_receive(tensor, 5) for tensor in received]:
         waiting.wait()
-    for sending in [session.start_send(tensor, 5) for tensor in received]:
-        sending.wait()
+    for tensor in received:
+        session.send(tensor, 5)
     session.hear()
 
 
@@ -74,9 +104,10 @@ def test_messages_of_one_tag_keep_their_order(tmp_path: Path) -> None:
     try:
         session = session_over(tmp_path / "store", rank=0)
         ours = [torch.full((size,), number, dtype=torch.uint8) for number, size in enumerate(sizes)]
-        sends = [session.start_send(tensor, 5) for tensor in ours]
+        for tensor in ours:
+            session.send(tensor, 5)
         theirs = [torch.zeros_like(tensor) for tensor in ours]
-        for waiting in [*sends, *(session.start_receive(tensor, 5) for tensor in theirs)]:
+        for waiting in [session.start_receive(tensor, 5) for tensor in theirs]:
             waiting.wait()
         session.tell(0)
         assert all(map(torch.equal, ours, theirs))

@@ -9,16 +9,9 @@ import torch
 from torch import Tensor
 
 from distrib.strategies.parameter_server.layout import make_layout
-from distrib.strategies.parameter_server.session import PUSH, Op
+from distrib.strategies.parameter_server.session import BODY, PUSH, Op
 from distrib.strategies.parameter_server.spent import Spent
 from distrib.strategies.parameter_server.uplink import Uplink
-
-
-class Through:
-    """A message that needs no waiting."""
-
-    def wait(self) -> None:
-        """It is through."""
 
 
 class Wire:
@@ -30,11 +23,11 @@ class Wire:
     def tell(self, op: int, *numbers: float) -> None:
         self.said.append((op, *numbers))
 
-    def start_send(self, tensor: Tensor, tag: int = -1) -> Through:
+    def send(self, tensor: Tensor, tag: int = BODY) -> None:
         self.said.append((tag, tensor.numel()))
-        return Through()
 
-    send = start_send
+    def confirmed(self) -> None:
+        self.said.append(("confirmed",))
 
 
 class LinkWithBackup:
@@ -55,25 +48,43 @@ class LinkWithBackup:
 
 def uplink(link: LinkWithBackup) -> Uplink:
     layout = make_layout({"a": 4, "b": 4}, num_servers=1, bucket_numel=4)
-    return Uplink(layout, links=[link], spent=Spent())  # type: ignore[list-item]
+
+    def settle() -> None:
+        link.session.said.append(("settled",))
+
+    return Uplink(layout, links=[link], spent=Spent(), settle=settle)  # type: ignore[list-item]
+
+
+def test_a_push_is_announced_when_all_weights_have_come() -> None:
+    """By that the server knows that they have, and may fill their memory anew; its receipt ends the push."""
+    link = LinkWithBackup()
+    up = uplink(link)
+    up.begin(Op.STEP, 3, 2)
+    assert link.session.said == []
+    up.send(0, [torch.ones(4)])
+    up.send(1, [torch.ones(4)])
+    up.finish(0.0, 1.0, 1.0, 0.0, step=3, base=2, touched={"a", "b"})
+    pushed = [(PUSH, 4), (PUSH + 2, 4), (BODY, 5 + 2)]
+    assert link.session.said == [("settled",), (Op.STEP, 3, 2), *pushed, ("confirmed",)]
 
 
 def test_a_push_begun_with_a_lost_server_goes_whole_to_the_next() -> None:
     """What is left of it would come without its header: one of 20 kills ended in silence."""
     link = LinkWithBackup()
     up, numbers = uplink(link), (0.0, 1.0, 1.0, 0.0)
-    up.begin(step=3, base=2)
+    up.begin(Op.STEP, 3, 2)
     up.send(0, [torch.ones(4)])
     link.renew()
     up.send(1, [torch.ones(4)])
     push = up.finish(*numbers, step=3, base=2, touched={"a", "b"})
     assert link.session.said == []
     up.repeat(push, 0, link.session)  # type: ignore[arg-type]
-    header, *messages, trailer = link.session.said
+    header, *messages, trailer, receipt = link.session.said
     assert header == (Op.STEP, 3, 2)
     assert sorted(messages) == [(PUSH, 4), (PUSH + 2, 4)]
-    assert trailer == (-1, 5 + 2)
-    up.begin(step=4, base=3)
+    assert trailer == (BODY, 5 + 2)
+    assert receipt == ("confirmed",)
+    up.begin(Op.STEP, 4, 3)
     up.send(0, [torch.ones(4)])
     assert link.session.said[-2:] == [(Op.STEP, 4, 3), (PUSH, 4)]
 
@@ -82,7 +93,7 @@ def test_what_was_answered_and_is_in_no_update_is_kept_as_it_went() -> None:
     """The gradient's memory is used again in the next step."""
     link = LinkWithBackup()
     up, gradient = uplink(link), torch.ones(4)
-    up.begin(step=0, base=0)
+    up.begin(Op.STEP, 0, 0)
     up.send(0, [gradient])
     push = up.finish(0.0, 1.0, 1.0, 0.0, step=0, base=0, touched=set())
     up.keep(push, since=0)

@@ -58,9 +58,12 @@ class Agreement:
         if not torch.equal(table[:, :-1].amin(0), table[:, :-1].amax(0)):
             answer[:-1] *= 2.0  # not 1: count anew, over those alone
         for session in self._sessions:
+            session.settle()  # it has the answer before
             session.send(answer)
         return answer
 
     def _follow(self, ours: Tensor) -> Tensor:
         self._sessions[0].send(ours)
-        return self._sessions[0].receive(torch.empty_like(ours))
+        answer = self._sessions[0].receive(torch.empty_like(ours))
+        self._sessions[0].settle()
+        return answer

@@ -13,6 +13,7 @@ from torch import Tensor
 from distrib.core import Batch, StepResult
 from distrib.parallel.state import entry, load_replica, named_weights, optimizer_slots
 from distrib.state import Entry, StateReader, StateWriter
+from distrib.strategies.parameter_server.session import Op
 from distrib.strategies.parameter_server.worker import Worker, targets_of
 
 
@@ -58,7 +59,7 @@ class Averaging(Worker):
 
     def _exchange(self, step: int) -> bool:
         """Sends the parameters and takes what comes back; whether all workers stop here."""
-        self._up.begin(step=step, base=self.version)
+        self._up.begin(Op.STEP, step, self.version)
         before = self._copies() if self.elastic else []
         for number in range(len(self.layout.buckets)):
             self._send_whole(number, self._weights)

@@ -43,6 +43,8 @@ class Backup:
         except LaunchError as error:
             self._take_over(error)
             return None
+        with suppress(LaunchError):
+            self._session.confirm()
         return message
 
     def _hear(self) -> Message:

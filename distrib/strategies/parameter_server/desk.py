@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distrib.strategies.parameter_server.rules import Push
-from distrib.strategies.parameter_server.session import PULL, PUSH, Message, Op, Pending, Session, as_bytes
+from distrib.strategies.parameter_server.session import PULL, PUSH, Message, Op, Session, as_bytes
 
 if TYPE_CHECKING:
     from distrib.strategies.parameter_server.server import Server
@@ -57,6 +57,7 @@ class Desk:
         self._receive_gradient(vector)
         trailer = torch.empty(5 + self._server.num_parameters, dtype=torch.float64)
         loss, targets, step_targets, norm, waited = self._session.receive(trailer)[:5].tolist()
+        self._session.confirm()
         push = Push(
             rank=self._rank,
             step=step,
@@ -133,6 +134,7 @@ class Desk:
         value = torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
         self._session.receive(as_bytes(value))
         self._part.put_slot(name, slot, value)
+        self._session.confirm()
 
     def _facts(self, message: Message) -> None:
         with self._hall.changed:
@@ -144,23 +146,26 @@ class Desk:
         if packing is None:
             self._receive_buckets(vector)
             return
-        runs = [vector[place] for place in self._places()]
+        runs = self._runs(vector)
         inboxes = [packing.inbox(run) for run in runs]
-        self._move(inboxes, self._session.start_receive, PUSH)
+        self._receive_all(inboxes)
         for inbox, run in zip(inboxes, runs, strict=True):
             packing.unpack(inbox, run)
 
     def _receive_buckets(self, vector: Tensor) -> None:
-        self._move([vector[place] for place in self._places()], self._session.start_receive, PUSH)
+        self._receive_all(self._runs(vector))
+
+    def _receive_all(self, runs: Sequence[Tensor]) -> None:
+        start = self._session.start_receive
+        arrivals = [start(run, PUSH + 2 * number) for number, run in enumerate(runs) if run.numel()]
+        for arrival in arrivals:
+            arrival.wait()
 
     def _send_buckets(self, vector: Tensor) -> None:
-        self._move([vector[place] for place in self._places()], self._session.start_send, PULL)
+        for number, run in enumerate(self._runs(vector)):
+            if run.numel():
+                self._session.send(run, PULL + 2 * number)
 
-    def _places(self) -> list[slice]:
-        return [bucket.places[self._part.server] for bucket in self._part.layout.buckets]
-
-    def _move(self, runs: Sequence[Tensor], start: Callable[[Tensor, int], Pending], tag: int) -> None:
-        """This server's run of every bucket at once; returns when all are through."""
-        works = [start(run, tag + 2 * number) for number, run in enumerate(runs) if run.numel()]
-        for work in works:
-            work.wait()
+    def _runs(self, vector: Tensor) -> list[Tensor]:
+        """This server's run of every bucket."""
+        return [vector[bucket.places[self._part.server]] for bucket in self._part.layout.buckets]

@@ -113,8 +113,13 @@ class Hall:
             del self.seats[rank]
 
     def is_empty(self) -> bool:
-        """Whether every worker has left or is lost. Waits while the last one is being answered."""
+        """Whether every worker has left or is lost. Waits while the last one is being answered.
+
+        Raises `EndedError` where one was lost that may not be.
+        """
         with self.changed:
+            if self.failure is not None:
+                raise EndedError
             return not self.seats
 
     def lose(self, rank: int, error: LaunchError) -> None:

@@ -18,7 +18,7 @@ from torch.distributed import DistError
 from distrib.errors import LaunchError
 from distrib.strategies.parameter_server.hall import EndedError, Hall
 from distrib.strategies.parameter_server.part import Part
-from distrib.strategies.parameter_server.session import Note, Pending, Session, as_bytes
+from distrib.strategies.parameter_server.session import Note, Session, as_bytes
 from distrib.strategies.parameter_server.terms import NOBODY, Terms
 
 T = TypeVar("T")
@@ -71,19 +71,14 @@ class Ledger:
         Where this raises, the update was not acknowledged, and nobody may hear of it.
         """
 
-        def start(session: Session) -> Pending:
+        def start(session: Session) -> None:
             some = None if self._part.pieces.keys() <= set(touched) else sorted(touched)
             session.tell(Note.UPDATE, norm, lr, text=some)
-            return session.start_send(gradient.clone())  # clipping scales it in place
+            session.send(gradient.clone())  # clipping scales it in place
 
-        def finish(session: Session) -> None:
-            assert sending is not None
-            sending.wait()
-            self._tell_state(session)
-
-        sending = self._tell(start)
+        self._tell(start)
         yield
-        self._tell(finish)
+        self._tell(self._tell_state)
 
     def end(self, reason: BaseException | None) -> None:
         """The server has ended: its backup ends too, and no worker waits for it."""
@@ -96,6 +91,7 @@ class Ledger:
             with self._turn:
                 if self._session is not None:
                     self._session.tell(Note.END, text=None if reason is None else str(reason))
+                    self._session.confirmed()  # or this process might end with it unsent
         except (LaunchError, DistError):
             pass  # there is nobody to be told
         self._session = None

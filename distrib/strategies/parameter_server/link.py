@@ -13,6 +13,10 @@ from distrib.strategies.parameter_server.terms import Holder, Terms
 
 T = TypeVar("T")
 
+ANSWER_PATIENCE = 2.0
+"""How many times longer than ever the answer of who took over may take: another worker, which this one waits
+for, may have found out about the loss a whole time limit later, where the lost server fell silent."""
+
 
 class Link:
     """A session with a server, and after its loss one with the rank that has taken over.
@@ -74,4 +78,5 @@ class Link:
         old, self._holder = self.session, found
         self.session = self._doors.open(found.rank, number=self._number, since=found.since, patience=1.0)
         self.session.sent, self.session.received = old.sent, old.received
+        self.session.limit *= ANSWER_PATIENCE
         self.error, self.is_new = None, True

@@ -135,6 +135,7 @@ class Server:
                 self.ledger.keep()
                 with suppress(LaunchError):  # it has left, whether it hears this or not
                     session.tell(Op.LEAVE)
+                    session.confirmed()
         except LaunchError as error:
             self._lose(rank, error, number=number)
         except EndedError:

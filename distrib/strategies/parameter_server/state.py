@@ -56,6 +56,7 @@ def _gather(worker: Worker, name: str, slot: str, *, shape: tuple[int, ...], dty
 def _get(name: str, slot: str, target: Tensor, session: Session) -> None:
     session.tell(Op.GET, text=[name, slot])
     session.receive(as_bytes(target))
+    session.settle()
 
 
 def load_optimizer(worker: Worker, reader: StateReader) -> None:
@@ -75,3 +76,4 @@ def _put(worker: Worker, reader: StateReader, full_name: str) -> None:
                 part = value.reshape(-1)[piece.elements].clone() if is_cut else value
                 link.session.tell(Op.PUT, text=[name, slot, str(part.dtype), list(part.shape)])
                 link.session.send(as_bytes(part))
+                link.session.confirmed()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distrib.strategies.parameter_server.layout import Layout
 from distrib.strategies.parameter_server.link import Link
-from distrib.strategies.parameter_server.session import BODY, PUSH, Op, Pending, Session
+from distrib.strategies.parameter_server.session import BODY, PUSH, Op, Session
 from distrib.strategies.parameter_server.spent import Spent
 
 
@@ -31,32 +31,43 @@ class Uplink:
 
     Args:
         links: one per server, in order.
+        settle: waits until all weights that were asked for are there.
     """
 
-    def __init__(self, layout: Layout, *, links: Sequence[Link], spent: Spent) -> None:
+    def __init__(
+        self, layout: Layout, *, links: Sequence[Link], spent: Spent, settle: Callable[[], None]
+    ) -> None:
         self._names = [name for bucket in layout.buckets for name in bucket.starts]
-        self._links, self._spent = links, spent
+        self._links, self._spent, self._settle = links, spent, settle
+        self._header: tuple[int, Sequence[float]] | None = None
         self._messages: dict[int, Sequence[Tensor]] = {}
-        self._sends: list[tuple[Link, Pending]] = []
         self._kept: list[SentPush] = []
         self.keeps = any(link.has_backup for link in links)
         """Whether messages may be asked for again, and must not change before the push is answered."""
         for server, link in enumerate(links):
             link.catch_up = partial(self._repeat_answered, server)
 
-    def begin(self, *, step: int, base: int) -> None:
-        """Announces a push; it may take the whole of backward."""
-        self._messages = {}
-        for link in self._links:
-            link.is_new = False
-            link.attempt(lambda session: session.tell(Op.STEP, step, base))
+    def begin(self, op: int, *numbers: float) -> None:
+        """Begins a push, or another ``op`` that buckets follow; it may take the whole of backward."""
+        self._messages, self._header = {}, (op, numbers)
 
     def send(self, number: int, messages: Sequence[Tensor]) -> None:
         """Starts a bucket's messages, one for each server; those that are empty do not go."""
+        self._announce()
         self._messages[number] = messages
         for link, message in zip(self._links, messages, strict=True):
             if message.numel():
                 self._start(link, message, PUSH + 2 * number)
+
+    def _announce(self) -> None:
+        """Says what comes, before the first bucket: by this a server knows that its weights have come."""
+        if self._header is None:
+            return
+        (op, numbers), self._header = self._header, None
+        self._settle()  # of what forward does not use
+        for link in self._links:
+            link.is_new = False
+            link.attempt(lambda session: session.tell(op, *numbers))
 
     def finish(self, *numbers: float, step: int, base: int, touched: Collection[str]) -> SentPush:
         """Completes the push by loss, targets, the step's targets, norm; and by who has a gradient."""
@@ -64,24 +75,16 @@ class Uplink:
         trailer = torch.tensor([*numbers, self._spent.tell(), *mask], dtype=torch.float64)
         for link in self._links:
             self._start(link, trailer)
-        self.wait()
+        with self._spent.on("push"):
+            for link in self._links:
+                if not link.is_new:
+                    link.attempt(lambda session: session.confirmed())
         return SentPush(step=step, base=base, messages=self._messages, trailer=trailer)
 
     def _start(self, link: Link, tensor: Tensor, tag: int = BODY) -> None:
         if link.is_new:
             return  # the push is sent again whole
-        sending = link.attempt(lambda session: session.start_send(tensor, tag))
-        if sending is not None:
-            self._sends.append((link, sending))
-
-    def wait(self) -> None:
-        """Until everything is through, or its link's loss is noted."""
-        with self._spent.on("push"):
-            for link, sending in self._sends:
-                if link.is_new:
-                    continue
-                link.attempt(lambda session: sending.wait())  # noqa: B023 (called at once)
-        self._sends = []
+        link.attempt(lambda session: session.send(tensor, tag))
 
     def keep(self, push: SentPush, *, since: int) -> None:
         """Keeps what was answered but is in no update yet: steps from ``since`` on."""
@@ -99,5 +102,6 @@ class Uplink:
         session.tell(op, push.step, push.base)
         for number, messages in push.messages.items():
             if messages[server].numel():
-                session.start_send(messages[server], PUSH + 2 * number).wait()
+                session.send(messages[server], PUSH + 2 * number)
         session.send(push.trailer)
+        session.confirmed()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from distrib.core import IGNORED, Batch, Job, StepResult
+from distrib.errors import LaunchError
 from distrib.parallel.accumulate import accumulate
 from distrib.parallel.norm import total_norm
 from distrib.parallel.reduce import flatten, unflatten
@@ -67,8 +68,8 @@ class Worker:
         self._is_last = True
         self._meetings = 0
         self.spent = Spent()
-        self._up = Uplink(layout, links=links, spent=self.spent)
         self._down = Downlink(layout, self._weights, links=links, spent=self.spent)
+        self._up = Uplink(layout, links=links, spent=self.spent, settle=self._down.settle)
         self._outbox: Outbox | None = None
         if packing is not None:
             errors = Feedback(layout, parameters, worker=number, num_workers=num_workers)
@@ -89,7 +90,7 @@ class Worker:
 
     def train_step(self, microbatches: Sequence[Batch], step: int) -> StepResult:
         """Sends this shard's gradients of ``step`` and asks for the next weights."""
-        self._up.begin(step=step, base=self.version)
+        self._up.begin(Op.STEP, step, self.version)
         self._meetings = 0
         targets = targets_of(microbatches)
         self._prepare(targets)
@@ -102,7 +103,6 @@ class Worker:
             forward_context=self.replica.forward_context,
             hold_sync=self._hold,
         )
-        self.settle()  # what forward did not use must be there too before it is asked for anew
         push = self._finish_push(float(loss), targets, microbatches[0].step_targets, step=step)
         if not self._up.keeps:
             self._gradients.clear()  # while the servers work
@@ -210,12 +210,9 @@ class Worker:
     def place(self) -> None:
         """Makes this model's weights the servers'. The loss of a server meanwhile ends the job."""
         self.settle()
-        for link in self.links:
-            link.is_new = False
-            link.session.tell(Op.PLACE)
+        self._up.begin(Op.PLACE)
         for number in range(len(self.layout.buckets)):
             self._send_whole(number, self._weights)
-        self._up.wait()
         for link in self.links:
             if link.error is not None:
                 raise link.error
@@ -255,7 +252,9 @@ class Worker:
         def talk(session: Session) -> Tensor:
             session.tell(Op.MEET, self.done, self._meetings, vector.numel())
             session.send(vector)
-            return session.receive(torch.empty_like(vector))
+            total = session.receive(torch.empty_like(vector))
+            session.settle()
+            return total
 
         return unflatten(self.links[0].exchange(talk), sums)
 
@@ -266,6 +265,7 @@ class Worker:
 
         A step's numbers are this worker's, times the number of workers.
         """
+        self.settle()
         others = {name: value for name, value in sums.items() if name not in per_step}
         vector, vote = flatten(others), any(bool(sums[name]) for name in votes)
 
@@ -290,6 +290,7 @@ class Worker:
 
         Of the servers' loads it is the highest; they hold equal parts, and count the same pushes.
         """
+        self.settle()
         told = [link.exchange(lambda session: session.ask(Op.FACTS)).text for link in self.links]
         facts: dict[str, float] = told[0] | {"server_load": max(one["server_load"] for one in told)}
         steps = max(self.spent.steps, 1)
@@ -316,6 +317,8 @@ class Worker:
         self.settle()
         for link in self.links:
             link.exchange(lambda session: session.ask(Op.LEAVE))
+            with suppress(LaunchError):  # it has answered, and only waits to know that this has come
+                link.session.confirm()
 
 
 def targets_of(microbatches: Sequence[Batch]) -> int:
