@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -108,3 +108,24 @@ class Job:
     """Global gradient norm above which the gradient is scaled down; None: no clipping."""
     precision: PrecisionName
     seed: int
+
+
+class Progress(Protocol):
+    """Is told how far training has come."""
+
+    def __call__(self, done: int, /) -> None:
+        """``done`` optimizer steps are done in all."""
+
+    def met(self, done: int, /) -> None:
+        """After ``done`` steps all ranks have met, in an operation that all of them take part in."""
+
+
+class Unwatched(Progress):
+    """Takes no notice."""
+
+    def __call__(self, done: int, /) -> None: ...
+
+    def met(self, done: int, /) -> None: ...
+
+
+UNWATCHED = Unwatched()

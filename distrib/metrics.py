@@ -108,6 +108,7 @@ class Cadence:
     def __init__(self, *, log_every: int) -> None:
         self._log_every = log_every
         self._next: int | None = None
+        self._done, self._seconds = 0, 0.0
 
     def due(self, done: int) -> bool:
         """Whether the ranks add up after ``done`` steps; always after the first."""
@@ -117,3 +118,12 @@ class Cadence:
         """They have, and a step took ``step_seconds`` on average."""
         fitting = int(SYNC_SECONDS / max(step_seconds, 1e-9))
         self._next = done + max(1, min(self._log_every, fitting))
+        self._seconds += step_seconds * (done - self._done)
+        self._done = done
+
+    def passed(self, seconds: float) -> bool:
+        """Whether so much training lies between the last time that this was so and `synced`."""
+        if self._seconds < seconds:
+            return False
+        self._seconds = 0.0
+        return True

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from distrib.checkpointing import Checkpointer
 from distrib.config import RunConfig, to_dict
-from distrib.core import Job
+from distrib.core import Job, Progress
 from distrib.data.cache import cache_folder
 from distrib.data.loader import Loader, evaluation
 from distrib.data.prepare import Prepared, prepare
@@ -137,7 +137,7 @@ def attempt(
     *,
     trackers: Trackers,
     stop_requested: Callable[[], str | None],
-    progress: Callable[[int], None],
+    progress: Progress,
 ) -> Outcome:
     """What `Strategy.run` runs, and an elastic engine runs again: training in this rank's place of now."""
     world = rank.strategy.current_world(rank.world)
@@ -145,9 +145,7 @@ def attempt(
     return train(now, stop_requested=stop_requested, progress=progress)
 
 
-def train(
-    rank: Rank, *, stop_requested: Callable[[], str | None], progress: Callable[[int], None]
-) -> Outcome:
+def train(rank: Rank, *, stop_requested: Callable[[], str | None], progress: Progress) -> Outcome:
     """The loop, and the summary of it."""
     loader = Loader(
         rank.prepared.train,

@@ -44,6 +44,15 @@ class Card:
         return cls(rank=rank, host=socket.gethostname(), pid=os.getpid(), **state)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Met:
+    """What one rank had called last at a place that all ranks come to."""
+
+    steps: int
+    """Optimizer steps done by then."""
+    calls: tuple[Collective, ...]
+
+
 class Board:
     """Where cards hang: the store under a name of its own, for one thread.
 
@@ -100,6 +109,17 @@ class Board:
             return {self.rank: calls}
         theirs = json.loads(self._store.get(f"calls/{neighbour}"))
         return {self.rank: calls, neighbour: [Collective.from_json(call) for call in theirs]}
+
+    def meet(self, met: Met) -> None:
+        """Says what this rank had called when all ranks met."""
+        self._store.set(f"met/{self.rank}", json.dumps(asdict(met)))
+
+    def met(self, rank: int) -> Met | None:
+        """What a rank said last of the places where all ranks met."""
+        if not self._store.check([f"met/{rank}"]):
+            return None
+        found = json.loads(self._store.get(f"met/{rank}"))
+        return Met(steps=found["steps"], calls=tuple(map(Collective.from_json, found["calls"])))
 
     def _card(self, rank: int, question: int) -> Card | None:
         key = f"card/{rank}"

@@ -104,10 +104,15 @@ def progress() -> tuple[tuple[str, str], ...]:
 
 def recorded() -> Recorded:
     """This process's last operations: 0.3 ms, for when something seems wrong."""
-    entries = sorted(_dump(operations=True).get("entries", []), key=lambda entry: int(entry["record_id"]))
+    entries = _entries()
     calls = tuple(map(_collective, entries))
     waiting = [call for call, entry in zip(calls, entries, strict=True) if not entry["retired"]]
     return Recorded(calls=calls, waits_in=waiting[0] if waiting else None)
+
+
+def of_all_ranks() -> tuple[Collective, ...]:
+    """Those of this process's last operations in which every rank takes part: the default group's."""
+    return tuple(_collective(entry) for entry in _entries() if entry["process_group"][1] == "default_pg")
 
 
 def first_difference(calls: Mapping[int, Sequence[Collective]]) -> dict[int, Collective]:
@@ -134,6 +139,11 @@ def fingerprints(message: str) -> dict[int, Collective]:
         )
         for found in _FINGERPRINT.finditer(message)
     }
+
+
+def _entries() -> list[Mapping[str, Any]]:
+    """What is recorded, oldest first."""
+    return sorted(_dump(operations=True).get("entries", []), key=lambda entry: int(entry["record_id"]))
 
 
 def _dump(*, operations: bool) -> Mapping[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distrib.diagnosis import collectives, verdict
-from distrib.diagnosis.cards import Board, Card
+from distrib.diagnosis.cards import POLL_SECONDS, Board, Card, Met
 from distrib.diagnosis.checked import MISMATCH
 from distrib.diagnosis.collectives import Collective
 from distrib.diagnosis.state import RankState
@@ -76,6 +77,18 @@ def mismatch(board: Board, state: RankState, calls: Mapping[int, Collective], *,
     cards = _cards(board, state, seconds=CALLS_SECONDS, enough=all_called)
     found = collectives.first_difference({rank: card.calls for rank, card in cards.items()})
     return verdict.mismatch({**(found or _known(cards)), **calls}, cards, logs=logs)
+
+
+def went_on(board: Board, steps: int, calls: Mapping[int, Collective], *, logs: Path) -> str:
+    """Ranks whose calls differed and that went on all the same; ``calls`` has those of two of them."""
+    deadline = time.monotonic() + CALLS_SECONDS
+    said: dict[int, Met] = {}
+    while len(said) < board.size and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+        cards = {rank: board.met(rank) for rank in range(board.size)}
+        said = {rank: met for rank, met in cards.items() if met is not None and met.steps == steps}
+    differing = collectives.first_difference({rank: met.calls for rank, met in said.items()})
+    return verdict.mismatch({**differing, **calls}, {}, logs=logs, steps=steps)
 
 
 def hang(board: Board, state: RankState, why: str, *, logs: Path) -> str:

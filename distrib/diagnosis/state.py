@@ -6,7 +6,7 @@ import threading
 import time
 
 from distrib.diagnosis import collectives
-from distrib.diagnosis.cards import Card
+from distrib.diagnosis.cards import Card, Met
 from distrib.diagnosis.checked import is_checking
 from distrib.diagnosis.collectives import Collective
 from distrib.diagnosis.stacks import main_stack, stack_of
@@ -28,6 +28,8 @@ class RankState:
         self.answering = threading.Lock()
         """Held from looking at this object to telling the others: the later of two answers is the newer."""
         self.waits_in_vain = False
+        self.met: Met | None = None
+        """What is to be compared with the other ranks' next."""
         self._raised: tuple[list[str], Collective | None] | None = None
 
     @property
@@ -38,6 +40,10 @@ class RankState:
     def stepped(self, steps: int) -> None:
         """``steps`` optimizer steps are done in all."""
         self.steps, self.at = steps, time.monotonic()
+
+    def meets(self, steps: int) -> None:
+        """All ranks stand at the same place now: after ``steps`` steps and what followed them."""
+        self.met = Met(steps=steps, calls=collectives.of_all_ranks())
 
     @property
     def stays(self) -> bool:

@@ -20,14 +20,23 @@ Every rank has to call the same operations in the same order, with the same shap
 one behind `if rank == ...`, in a loop of different length, or on data whose shape differs."""
 
 
-def mismatch(calls: Mapping[int, Collective], cards: Mapping[int, Card], *, logs: Path) -> str:
-    """Ranks that called different operations at the same place."""
+def mismatch(
+    calls: Mapping[int, Collective], cards: Mapping[int, Card], *, logs: Path, steps: int | None = None
+) -> str:
+    """Ranks that called different operations at the same place.
+
+    Args:
+        steps: that were done when it was found out, where the ranks have gone on meanwhile.
+    """
     lines = ["the ranks do not call the same collective operation:"]
     groups = _by_call(calls)
     lines += [
         f"  rank {ranks[0]} calls {text}" if len(ranks) == 1 else f"  ranks {several(ranks)} call {text}"
         for text, ranks in groups.items()
     ]
+    if steps is not None:
+        lines.append(f"Found after step {steps}; what they made of each other's numbers is garbage.")
+        return "\n".join([*lines, "", ORDER])
     stacks = [cards[ranks[0]] for ranks in groups.values() if ranks[0] in cards]
     return "\n".join([*lines, "", *_stacks(stacks), ORDER, _logs(logs)])
 

@@ -7,15 +7,16 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from distrib.core import UNWATCHED, Progress
 from distrib.diagnosis import collectives
-from distrib.diagnosis.cards import Board
+from distrib.diagnosis.cards import Board, Met
 from distrib.diagnosis.checked import stop_checking
-from distrib.diagnosis.explain import answer, explain, explain_end, hang, mismatch
+from distrib.diagnosis.explain import answer, explain, explain_end, hang, mismatch, went_on
 from distrib.diagnosis.last_words import before_terminate
 from distrib.diagnosis.stacks import write_all
 from distrib.diagnosis.state import RankState
@@ -31,8 +32,8 @@ SUSPICIOUS_SECONDS = 0.15
 
 
 @contextmanager
-def watched(world: World, *, log: Path, check_steps: int | None) -> Iterator[Callable[[int], None]]:
-    """Yields what is to be told the number of optimizer steps done; watches over this rank meanwhile.
+def watched(world: World, *, log: Path, check_steps: int | None) -> Iterator[Progress]:
+    """Yields what is to be told of the optimizer steps done; watches over this rank meanwhile.
 
     Args:
         log: this rank's, where its stacks go.
@@ -42,7 +43,7 @@ def watched(world: World, *, log: Path, check_steps: int | None) -> Iterator[Cal
     operations, or one took longer than ``world.collective_timeout``: it says which ranks, where they stand.
     """
     if world.store is None:
-        yield lambda steps: None
+        yield UNWATCHED
         return
     log.parent.mkdir(parents=True, exist_ok=True)
     state = RankState(world.rank, device=world.device)
@@ -61,7 +62,7 @@ def watched(world: World, *, log: Path, check_steps: int | None) -> Iterator[Cal
             watchdog.stop()
 
 
-class Steps:
+class Steps(Progress):
     """Is told of each optimizer step, at the cost of two assignments and a comparison."""
 
     def __init__(self, state: RankState, *, check: int | None) -> None:
@@ -69,12 +70,14 @@ class Steps:
         self._left = check
 
     def __call__(self, steps: int) -> None:
-        """``steps`` are done in all."""
         self._state.stepped(steps)
         if self._left:
             self._left -= 1
             if not self._left:
                 stop_checking(self._state.device)
+
+    def met(self, steps: int) -> None:
+        self._state.meets(steps)
 
 
 class Watchdog:
@@ -90,6 +93,7 @@ class Watchdog:
         self._log, self._logs = log, logs
         self._answered = 0
         self._told_idle = False
+        self._met: Met | None = None
         self._waiting: tuple[tuple[tuple[str, str], ...], float] = (), 0.0
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -126,6 +130,7 @@ class Watchdog:
         faulthandler.dump_traceback_later(self._world.collective_timeout, file=self._log)
         self._answer(board)
         self._compare(board)
+        self._compare_met(board)
         if self._state.idle > self._world.collective_timeout and not self._told_idle:
             self._tell_idle(board)
 
@@ -147,6 +152,21 @@ class Watchdog:
         if calls:
             self._state.waits_in_vain = True
             self._end_job(mismatch(board, self._state, calls, logs=self._logs))
+
+    def _compare_met(self, board: Board) -> None:
+        """Ends the job where this rank and the next have called operations that differ, and gone on."""
+        met, self._state.met = self._state.met, None
+        if met is not None:
+            board.meet(met)
+            self._met = met
+        neighbour = (board.rank + 1) % board.size
+        if self._met is None or (other := board.met(neighbour)) is None:
+            return
+        if other.steps >= self._met.steps:
+            met, self._met = self._met, None
+            calls = collectives.first_difference({board.rank: met.calls, neighbour: other.calls})
+            if calls:
+                self._end_job(went_on(board, met.steps, calls, logs=self._logs))
 
     def _tell_idle(self, board: Board) -> None:
         """Rank 0 waits in no operation of torch's, which has a limit of its own: said once, and no end."""

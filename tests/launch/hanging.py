@@ -12,11 +12,10 @@ from pathlib import Path
 
 from distrib import worker
 from distrib.config import DiagnosisConfig, RunConfig, TimeoutsConfig, dump
+from distrib.core import Progress
 from distrib.diagnosis.watchdog import watched
 from distrib.rendezvous import process_group
 from distrib.world import World
-
-Progress = Callable[[int], None]
 
 
 def shape(rank: int) -> None:
@@ -95,10 +94,31 @@ def train(world: World, progress: Progress, *, behaviour: Callable[[int], None],
     behaviour(world.rank)
 
 
+def goes_on(world: World, progress: Progress, *, differs: bool) -> None:
+    """After 0.5 s of steps one of another dtype by one rank, which nobody waits for; then 3 s more."""
+    process_group(world)
+    for step in range(1, 141):
+        if differs and step == 20:
+            dtype(world.rank)
+            print(f"differed at {time.monotonic()}", file=sys.stderr)
+        add_up()
+        progress(step)
+        time.sleep(0.025)
+        if step % 10 == 0:
+            add_up()
+            progress.met(step)
+
+
+GOES_ON = {"differs": True, "agrees": False}
+
+
 def main(name: str, folder: Path, check: int | None, limit: float) -> int:
     def run(config: RunConfig, *, run_dir: Path, world: World, stop_requested: object) -> None:
         log = run_dir / "logs" / f"rank-{world.rank}.log"
         with watched(world, log=log, check_steps=config.diagnosis.check_steps) as progress:
+            if name in GOES_ON:
+                goes_on(world, progress, differs=GOES_ON[name])
+                return
             train(world, progress, behaviour=globals()[name])
 
     module = types.ModuleType("distrib.run")

@@ -73,6 +73,24 @@ def test_an_unchecked_shape_that_differs_is_named_where_gloo_aborts(
     assert "all_reduce of float32[10]" in words
 
 
+@pytest.mark.parametrize("num_processes", [2, pytest.param(3, marks=pytest.mark.full)])
+def test_an_unchecked_dtype_that_differs_is_named_though_nobody_waits(
+    tmp_path: Path, num_processes: int
+) -> None:
+    """gloo adds equal bytes up as numbers of its rank's own dtype, and every rank goes on."""
+    done = ended(tmp_path, "differs", limit=NAMED_WELL_BEFORE, num_processes=num_processes)
+    words = last_words(done)
+    assert words.startswith("the ranks do not call the same collective operation:\n")
+    assert "rank 1 calls all_reduce of int32[10]" in words
+    assert "all_reduce of float32[10]" in words
+    assert "Found after step 20;" in words
+
+
+def test_ranks_that_agree_go_on(tmp_path: Path) -> None:
+    """Compared again and again."""
+    assert ended(tmp_path, "agrees", limit=NAMED_WELL_BEFORE).code == 0
+
+
 def test_a_rank_that_has_said_why_it_failed_ends_at_once() -> None:
     """Tidying up would keep the launcher, and the user, from its words."""
     program = "import atexit, time; from distrib import worker; atexit.register(time.sleep, 60)"

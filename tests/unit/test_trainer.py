@@ -261,6 +261,31 @@ def test_nothing_is_loaded_without_resume(tmp_path: Path) -> None:
     assert "load" not in bench.strategy.calls
 
 
+class Watcher:
+    """Writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int]] = []
+
+    def __call__(self, done: int) -> None:
+        self.told.append(("step", done))
+
+    def met(self, done: int) -> None:
+        self.told.append(("met", done))
+
+
+def test_who_watches_is_told_where_all_ranks_have_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After they have added up, at least `MET_SECONDS` of training apart."""
+    bench, watcher = Bench(tmp_path, log_every=2), Watcher()
+    bench.trainer.progress = watcher
+    monkeypatch.setattr("distrib.trainer.MET_SECONDS", 0.0)
+    bench.fit()
+    assert watcher.told[:4] == [("step", 1), ("met", 1), ("step", 2), ("step", 3)]
+    assert [done for what, done in watcher.told if what == "met"][1] == 3
+
+
 def test_cadence_follows_the_slower_of_steps_and_seconds() -> None:
     """Short steps are added up every log_every, long ones as often as a second passes, at least each step."""
     cadence = Cadence(log_every=10)
@@ -272,3 +297,13 @@ def test_cadence_follows_the_slower_of_steps_and_seconds() -> None:
     assert cadence.due(13)
     cadence.synced(13, step_seconds=30.0)
     assert cadence.due(14)
+
+
+def test_cadence_counts_the_seconds_of_training() -> None:
+    """All ranks alike, from the reduced seconds of a step, whatever their clocks say."""
+    cadence = Cadence(log_every=10)
+    cadence.synced(10, step_seconds=0.03)
+    assert not cadence.passed(0.5)
+    cadence.synced(20, step_seconds=0.03)
+    assert cadence.passed(0.5)
+    assert not cadence.passed(0.5)
