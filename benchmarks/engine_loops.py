@@ -94,15 +94,8 @@ def deepspeed(problem: Problem) -> Iterator[tuple[nn.Module, Step]]:
 @contextmanager
 def fsdp(problem: Problem) -> Iterator[tuple[nn.Module, Step]]:
     """`fully_shard` on each block and on the rest."""
-    from torch.distributed.fsdp import fully_shard
-
-    from distrib.parallel.blocks import transformer_blocks
-
     dist.init_process_group("gloo")
-    module = build_model(problem.model)
-    for block in transformer_blocks(module):
-        fully_shard(block)
-    fully_shard(module)
+    module = shard(build_model(problem.model))
     parameters = list(module.parameters())
     optimizer = build_optimizer(module)
 
@@ -117,6 +110,18 @@ def fsdp(problem: Problem) -> Iterator[tuple[nn.Module, Step]]:
         yield module, step
     finally:
         dist.destroy_process_group()
+
+
+def shard(module: nn.Module, **options: Any) -> nn.Module:
+    """`fully_shard` with ``options`` on each transformer block and on the rest."""
+    from torch.distributed.fsdp import fully_shard
+
+    from distrib.parallel.blocks import transformer_blocks
+
+    for block in transformer_blocks(module):
+        fully_shard(block, **options)
+    fully_shard(module, **options)
+    return module
 
 
 ENGINES = {

@@ -91,13 +91,13 @@ def fabric(problem: Problem, folder: Path) -> Numbers:
     """Lightning Fabric."""
     from lightning_fabric import Fabric
 
-    kind = "ddp" if problem.size > 1 else "auto"
-    lightning = Fabric(accelerator="cpu", devices=problem.size, strategy=kind)
+    lightning = Fabric(accelerator="cpu", devices=problem.size, strategy=fabric_strategy(problem))
     lightning.launch()
     module = build_model(problem.model)
-    plain_optimizer = build_optimizer(module)
+    model = lightning.setup_module(module)
+    plain_optimizer = build_optimizer(module)  # of what the strategy may have put in the parameters' place
     scheduler = LambdaLR(plain_optimizer, problem.lr_factor)
-    model, optimizer = lightning.setup(module, plain_optimizer)
+    optimizer = lightning.setup_optimizers(plain_optimizer)
     rows = Rows()
     mine = problem.order(rows.data)[problem.rank :: problem.size]
     plain_loader = DataLoader(rows, batch_sampler=mine, collate_fn=collate)  # type: ignore[arg-type]
@@ -113,6 +113,22 @@ def fabric(problem: Problem, folder: Path) -> Numbers:
     if dist.is_initialized():
         dist.destroy_process_group()
     return numbers
+
+
+def fabric_strategy(problem: Problem) -> Any:
+    """Fabric's way to the problem's engine."""
+    if problem.size == 1:
+        return "auto"
+    if problem.engine == "ddp":
+        return "ddp"
+    from lightning_fabric.strategies import ModelParallelStrategy
+
+    from benchmarks.engine_loops import shard
+
+    def parallelize(module: nn.Module, mesh: Any) -> nn.Module:
+        return shard(module, mesh=mesh["data_parallel"])
+
+    return ModelParallelStrategy(parallelize, data_parallel_size=problem.size, tensor_parallel_size=1)
 
 
 def trainer(problem: Problem, folder: Path) -> Numbers:
