@@ -26,6 +26,7 @@ from benchmarks.problem import (
     examples,
 )
 from distrib.config import CheckpointConfig, RunConfig, TrainConfig
+from distrib.core import UNWATCHED
 from distrib.data.loader import Loader, StepBatches
 from distrib.data.prepare import Prepared
 from distrib.models.base import Model
@@ -75,8 +76,8 @@ def ours(problem: Problem, folder: Path) -> dict[str, float]:
     rank = assemble(problem, folder=folder, model=model)
     try:
         rank.strategy.setup(rank.job, rank.world)
-        unwatched = {"stop_requested": distrib.run.never, "progress": lambda done: None}
-        rank.strategy.run(partial(distrib.run.train, rank, **unwatched))
+        body = partial(distrib.run.train, rank, stop_requested=distrib.run.never, progress=UNWATCHED)
+        rank.strategy.run(body)
         return clock.stop(model.module)
     finally:
         rank.strategy.close()
