@@ -13,7 +13,7 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import Numbers, measure_cases
 
@@ -67,7 +67,7 @@ def model_bytes() -> int:
         return sum(parameter.nbytes for parameter in new_model().parameters())
 
 
-def new_model() -> nn.Module:
+def new_model() -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

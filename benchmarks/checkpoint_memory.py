@@ -37,11 +37,12 @@ def worker(name: str, folder: Path) -> Numbers:
     import distrib.run
     from benchmarks.ours import Given, assemble
     from benchmarks.problem import Problem
+    from distrib.data.loader import Loader
 
     rank = assemble(Problem(model="minilm", steps=1, warmup=0), folder=folder, model=Given("minilm"))
     rank.strategy.setup(rank.job, rank.world)
     try:
-        loader = distrib.run.Loader(
+        loader = Loader(
             rank.prepared.train,
             task=rank.task,
             vocabulary=rank.prepared.vocabulary,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import socket
@@ -22,6 +23,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from distrib.tracking.files import METRICS, read_metrics
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("distrib", "torch", "transformers", "accelerate", "lightning-fabric", "numpy")
@@ -40,6 +43,12 @@ class Variant:
     arguments: Sequence[str]
     """What follows ``python``."""
     num_processes: int = 1
+
+
+def records(run_dir: Path) -> list[Numbers]:
+    """What a run has measured, step by step; NaN where it had no number."""
+    lines = read_metrics(run_dir / METRICS)
+    return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
 
 
 def run(variant: Variant) -> list[Numbers]:

@@ -17,11 +17,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.common import Numbers, write
+from benchmarks.common import Numbers, records, write
 from distrib.cli.compose import compose
 from distrib.launchers.forkserver import ForkServer
 from distrib.proof.jobs import run_job
-from distrib.tracking.files import METRICS, read_metrics
 
 STALE = ("strategy.mode=stale",)
 ASYNC = ("strategy.mode=async",)
@@ -74,9 +73,9 @@ def train(mode: str, folder: Path, *, workers: int, steps: int, seed: int, serve
     processes = f"launcher.num_processes={workers + 1}"
     config = compose([*TASK, *MODES[mode], processes, f"train.steps={steps}"])
     run_job(replace(config, seed=seed), folder, server=server)
-    records = list(read_metrics(folder / METRICS))
-    last = next(record for record in reversed(records) if "eval/accuracy" in record)
-    return {"accuracy": last["eval/accuracy"], "loss": last["eval/loss"], "staleness": staleness(records)}
+    lines = records(folder)
+    last = next(line for line in reversed(lines) if "eval/accuracy" in line)
+    return {"accuracy": last["eval/accuracy"], "loss": last["eval/loss"], "staleness": staleness(lines)}
 
 
 def staleness(records: Iterable[Mapping[str, float]]) -> float:

@@ -64,7 +64,6 @@ def horovod(problem: Problem) -> Iterator[tuple[nn.Module, Step]]:
 @contextmanager
 def deepspeed(problem: Problem) -> Iterator[tuple[nn.Module, Step]]:
     """`deepspeed.initialize`, whose engine clips and steps."""
-    from distrib.strategies.deepspeed.engine import place
     from distrib.strategies.deepspeed.session import connect, prepare
     from distrib.strategies.deepspeed.settings import engine_config
 
@@ -79,7 +78,7 @@ def deepspeed(problem: Problem) -> Iterator[tuple[nn.Module, Step]]:
         module = build_model(problem.model)
         optimizer = build_optimizer(module)
         engine, *_ = deepspeed.initialize(
-            model=place(module, here, config), optimizer=optimizer, config=config, dist_init_required=False
+            model=module, optimizer=optimizer, config=config, dist_init_required=False
         )
         taken.callback(engine.destroy)
 

@@ -19,8 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.common import Numbers, write
-from distrib.tracking.files import METRICS, read_metrics
+from benchmarks.common import Numbers, records, write
 
 WORKERS = 3
 SETTINGS = (
@@ -71,7 +70,7 @@ def run(run_dir: Path, *, seed: int, steps: int, kills: int) -> Numbers:
     if code:
         logs = [f"{file.name}: {file.read_text()[-1000:]}" for file in (run_dir / "logs").glob("*.log")]
         raise SystemExit(f"the run ended with {code}:\n{errors.read_text()[-3000:]}\n" + "\n".join(logs))
-    lines = list(read_metrics(run_dir / METRICS))
+    lines = records(run_dir)
     loss = next(line["eval/loss"] for line in reversed(lines) if "eval/loss" in line)
     return {"loss": loss, "kills": float(killed), "seconds": time.monotonic() - began}
 
@@ -94,7 +93,7 @@ def kill_at_random(
 
 def step_of(run_dir: Path) -> int:
     """The last step that was logged."""
-    return max((int(record.get("step") or 0) for record in read_metrics(run_dir / METRICS)), default=0)
+    return max((int(record.get("step", 0)) for record in records(run_dir)), default=0)
 
 
 def workers_of(launcher: int, run_dir: Path) -> list[psutil.Process]:

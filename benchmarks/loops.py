@@ -97,7 +97,7 @@ def fabric(problem: Problem, folder: Path) -> Numbers:
     model = lightning.setup_module(module)
     plain_optimizer = build_optimizer(module)  # of what the strategy may have put in the parameters' place
     scheduler = LambdaLR(plain_optimizer, problem.lr_factor)
-    optimizer = lightning.setup_optimizers(plain_optimizer)
+    optimizer: Any = lightning.setup_optimizers(plain_optimizer)
     rows = Rows()
     mine = problem.order(rows.data)[problem.rank :: problem.size]
     plain_loader = DataLoader(rows, batch_sampler=mine, collate_fn=collate)  # type: ignore[arg-type]
@@ -121,7 +121,7 @@ def fabric_strategy(problem: Problem) -> Any:
         return "auto"
     if problem.engine == "ddp":
         return "ddp"
-    from lightning_fabric.strategies import ModelParallelStrategy
+    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
     from benchmarks.engine_loops import shard
 

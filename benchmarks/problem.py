@@ -71,6 +71,7 @@ def examples() -> EncodedSet:
     tokens = draw.integers(1000, 30000, NUM_EXAMPLES * LENGTH, dtype=np.int32)
     labels = draw.integers(0, len(VOCABULARY.labels), NUM_EXAMPLES, dtype=np.int64)
     ends = np.arange(NUM_EXAMPLES + 1)
+    columns: dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
     columns = {"input_ids": (tokens, ends * LENGTH), "labels": (labels, ends)}
     return EncodedSet(columns, targets=np.ones(NUM_EXAMPLES, np.int64))
 

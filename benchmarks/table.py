@@ -323,7 +323,7 @@ def load(path: Path) -> dict[str, Any]:
 def by_round(result: dict[str, Any], name: str, number: str) -> float:
     """The median over rounds of what ``name`` takes more than the hand-written loop in the same round."""
     pairs = zip(result["rounds"][name], result["rounds"]["plain"], strict=True)
-    return statistics.median(ours[number] - plain[number] for ours, plain in pairs)
+    return float(statistics.median(ours[number] - plain[number] for ours, plain in pairs))
 
 
 def spread(summary: dict[str, float], *, digits: int = 0) -> str:

@@ -19,12 +19,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.common import RESULTS, Numbers, free_port, rank_environment, write
+from benchmarks.common import RESULTS, Numbers, free_port, rank_environment, records, write
 from benchmarks.curves import Curve, Panel, to_svg
 from benchmarks.hosts import INTERFACE, Host, hosts
 from distrib.cli.compose import compose
 from distrib.config import RunConfig, dump
-from distrib.tracking.files import METRICS, read_metrics
 
 WORKERS = 2
 DILOCO = ("strategy=diloco", "strategy.sync_every=50")
@@ -136,7 +135,7 @@ def environment(rank: int, *, size: int, port: int, address: str) -> dict[str, s
 
 def read(folder: Path) -> list[Numbers]:
     """One entry per evaluation: held-out loss, seconds trained and bytes that rank 0 had sent."""
-    lines = list(read_metrics(folder / METRICS))
+    lines = records(folder)
     sent = json.loads((folder / "measured-0.json").read_text())["sent"]
     seconds, found = 0.0, []
     for line in lines:
