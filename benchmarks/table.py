@@ -67,7 +67,7 @@ def main() -> None:
     path = RESULTS.parent / "README.md"
     sections = (
         *(overhead, scaling, startup, memory, states, building, traffic, held),
-        *(slow_link, late, uneven),
+        *(slow_link, late, killed, uneven),
     )
     path.write_text("\n".join([INTRODUCTION, *(part for section in sections for part in section()), ""]))
     print(path)
@@ -288,6 +288,33 @@ def late() -> Iterator[str]:
         )
     yield table(["", "workers", "held-out accuracy", "behind sync", "staleness"], rows)
     yield f"More than {WITHIN:.0%} behind sync: {', '.join(worse) or 'none'}.\n"
+    yield footnote(result)
+
+
+def killed() -> Iterator[str]:
+    """The held-out loss of runs whose workers were killed again and again, and whether it is as without."""
+    path = RESULTS / "faults.json"
+    if not path.exists():
+        return
+    result = load(path)
+    settings = result["settings"]
+    yield f"## {settings['kills']} workers killed in one run of the parameter server\n"
+    rows = [
+        [
+            name,
+            str(len(result["rounds"][name])),
+            spread(summary["loss"], digits=3),
+            spread(summary["seconds"]),
+        ]
+        for name, summary in result["summary"].items()
+    ]
+    yield table(["", "runs", "held-out loss", "seconds"], rows)
+    verdict = "Every broken" if settings["inside"] else "Not every broken"
+    yield (
+        f"{settings['steps']} steps of three workers, of which two are killed at random moments and started "
+        "again; the others train on meanwhile, without the share of who is missing. "
+        f"{verdict} run's loss lies inside the range of the unbroken ones.\n"
+    )
     yield footnote(result)
 
 

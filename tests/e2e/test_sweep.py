@@ -171,7 +171,7 @@ def test_a_killed_sweep_goes_on_to_the_same_results(tmp_path: Path, words: list[
 
 @pytest.mark.full
 def test_optuna_prunes_real_trials(tmp_path: Path, words: list[str]) -> None:
-    """A search over rates at once and pruned: the trials that lag have saved, the best one is good."""
+    """A search over rates at once and pruned: who lags has saved, the best is not one of them."""
     ended = distrib(
         tmp_path, "-m", *words, "sweep=optuna", "sweep.num_trials=6", "sweep.startup_trials=3",
         "sweep.parallel=2", "sweep.prune_after_trials=2", "optimizer.lr=tag(log, interval(1e-6,1e-1))",
@@ -183,7 +183,8 @@ def test_optuna_prunes_real_trials(tmp_path: Path, words: list[str]) -> None:
     assert {trial["status"] for trial in found} == {"done", "pruned"}
     pruned = [trial for trial in found if trial["status"] == "pruned"]
     assert all(list((Path(trial["run_dir"]) / "checkpoints").glob("step-*")) for trial in pruned)
-    assert max(trial["value"] for trial in found) > 0.9
+    best = {status: max(t["value"] for t in found if t["status"] == status) for status in ("done", "pruned")}
+    assert best["done"] >= best["pruned"]
 
 
 def trials(root: Path) -> list[dict[str, Any]]:
