@@ -169,10 +169,11 @@ def pair(world: World, name: str, *, rank: int, peer: str, limit: float | None =
     from torch.distributed import PrefixStore, ProcessGroupGloo  # type: ignore[attr-defined]
 
     _stay_on_this_machine(world)
-    store = PrefixStore(f"pair/{name}", world.store)
     seconds = limit or world.collective_timeout
     with _translated(world):
-        # gloo would wait for the other with the store's client locked, and all threads that need it with it.
+        # gloo waits for the other with the store's client locked, and all threads that need it with it: for
+        # good, where the other dies after it has said that it is here. So the pair has a client of its own.
+        store = PrefixStore(f"pair/{name}", world.store.clone())
         store.set(f"here/{rank}", "")
         if wait_for(store, [f"here/{1 - rank}"], time.monotonic() + seconds):
             raise PeerLostError(f"rank {world.rank} did not reach {peer}: it did not come in {seconds:g} s")

@@ -19,7 +19,7 @@ from jobs import HERE, job
 
 from distrib.errors import ConfigError, DistribError, LaunchError, PeerLostError
 from distrib.launchers.failure import PEER_LOST
-from distrib.rendezvous import agree, meet, process_group
+from distrib.rendezvous import agree, meet, pair, process_group
 from distrib.world import World
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.slow]
@@ -216,3 +216,21 @@ def test_torchrun_restarts_come_back(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("sum 3.0") == 2
+
+
+def test_a_peer_that_dies_while_a_pair_forms_holds_up_no_other_thread(
+    worlds: list[World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 100 killed workers one stopped its server for good: gloo waited with the store's client locked."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    met = together([meeting(world) for world in worlds])
+    first = next(world for world in met if world.rank == 0)
+    second = next(world for world in met if world.rank == 1)
+    second.store.set("pair/half/here/1", "")  # it is here, and nothing more will come of it
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(pair, first, "half", rank=0, peer="rank 1", limit=4.0)
+        time.sleep(0.5)
+        began = time.monotonic()
+        pool.submit(first.store.set, "other", "").result()
+        assert time.monotonic() - began < 1.0
+        assert isinstance(waiting.exception(), PeerLostError)
