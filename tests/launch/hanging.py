@@ -100,7 +100,6 @@ def goes_on(world: World, progress: Progress, *, differs: bool) -> None:
     for step in range(1, 141):
         if differs and step == 20:
             dtype(world.rank)
-            print(f"differed at {time.monotonic()}", file=sys.stderr)
         add_up()
         progress(step)
         time.sleep(0.025)
