@@ -55,6 +55,7 @@ bench: setup-all  ## Measure overhead, start-up and memory; rewrite benchmarks/R
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.checkpoint_memory
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.paired
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.traffic
 	$(BIN)/python -m benchmarks.scaling

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
@@ -30,37 +29,20 @@ def plain(problem: Problem, folder: Path) -> Numbers:
     """The loop one writes by hand; under several ranks with the problem's engine around the model."""
     if problem.size == 1:
         return independent(problem, folder)
-    if problem.engine != "ddp":
-        from benchmarks.engine_loops import by_hand
+    from benchmarks.engine_loops import by_hand
 
-        return by_hand(problem)
-    dist.init_process_group("gloo")
-    try:
-        module = build_model(problem.model)
-        model = DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
-        return torch_loop(problem, model, module)
-    finally:
-        dist.destroy_process_group()
+    return by_hand(problem)
 
 
 def independent(problem: Problem, folder: Path) -> Numbers:
     """This rank's microbatches, without a word to another rank."""
+    from benchmarks.engine_loops import clipped
+
     module = build_model(problem.model)
-    return torch_loop(problem, module, module)
-
-
-def torch_loop(problem: Problem, model: nn.Module, module: nn.Module) -> Numbers:
-    """Trains ``module``, which ``model`` wraps or is."""
-    parameters = list(module.parameters())
-    optimizer = build_optimizer(module)
+    step = clipped(module, module, optimizer=build_optimizer(module))
     clock = Clock(problem)
-    for step, tensors in enumerate(clock.watch(batches(problem))):
-        for group in optimizer.param_groups:
-            group["lr"] = problem.lr(step)
-        mean_loss(model, tensors).backward()
-        nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
-        optimizer.step()
-        optimizer.zero_grad()
+    for number, tensors in enumerate(clock.watch(batches(problem))):
+        step(tensors, problem.lr(number))
     return clock.stop(module)
 
 

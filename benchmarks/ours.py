@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from benchmarks.problem import (
     VOCABULARY,
     WEIGHT_DECAY,
     Clock,
+    Numbers,
     Problem,
     build_model,
     examples,
@@ -63,25 +65,36 @@ class Given(Model):
         return self.module
 
 
-def ours(problem: Problem, folder: Path) -> dict[str, float]:
+def ours(problem: Problem, folder: Path) -> Numbers:
     """Trains as ``distrib train`` does once the data is encoded, with the clock in the loader."""
-    clock = Clock(problem)
+    clock, model = Clock(problem), Given(problem.model)
+    with set_up(problem, folder=folder, model=model) as rank:
+        fit(rank, watch=clock.watch)
+        return clock.stop(model.module)
 
-    class ClockedLoader(Loader):
-        def steps(self, first: int, last: int) -> Iterator[StepBatches]:
-            return clock.watch(super().steps(first, last))
 
-    distrib.run.Loader = ClockedLoader  # type: ignore[attr-defined]
-    model = Given(problem.model)
+@contextmanager
+def set_up(problem: Problem, *, folder: Path, model: Given) -> Iterator[Rank]:
+    """One rank whose strategy is ready to train."""
     rank = assemble(problem, folder=folder, model=model)
     try:
         rank.strategy.setup(rank.job, rank.world)
-        body = partial(distrib.run.train, rank, stop_requested=distrib.run.never, progress=UNWATCHED)
-        rank.strategy.run(body)
-        return clock.stop(model.module)
+        yield rank
     finally:
         rank.strategy.close()
         rank.tracker.close()
+
+
+def fit(rank: Rank, *, watch: Callable[[Iterator[StepBatches]], Iterator[StepBatches]]) -> None:
+    """All steps; their batches pass through ``watch``."""
+
+    class WatchedLoader(Loader):
+        def steps(self, first: int, last: int) -> Iterator[StepBatches]:
+            return watch(super().steps(first, last))
+
+    distrib.run.Loader = WatchedLoader  # type: ignore[attr-defined]
+    body = partial(distrib.run.train, rank, stop_requested=distrib.run.never, progress=UNWATCHED)
+    rank.strategy.run(body)
 
 
 def assemble(problem: Problem, *, folder: Path, model: Model) -> Rank:

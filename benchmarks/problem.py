@@ -140,8 +140,12 @@ class Clock:
 
     def stop(self, model: nn.Module) -> Numbers:
         """The numbers, with the sum of all weights' sizes: the same for all who did the same work."""
-        checksum = sum(whole(p).detach().double().abs().sum().item() for p in model.parameters())
-        return {**self._numbers, "checksum": checksum}
+        return {**self._numbers, "checksum": sum_of_weights(model)}
+
+
+def sum_of_weights(model: nn.Module) -> float:
+    """Of their absolute values. Collective where the ranks have divided them."""
+    return sum(whole(p).detach().double().abs().sum().item() for p in model.parameters())
 
 
 def whole(parameter: Any) -> Tensor:

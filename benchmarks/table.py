@@ -39,6 +39,12 @@ NAMES = {
     "zero3-bf16": "**distrib** `strategy=zero3 precision=bf16`",
     "horovod": "**distrib** `strategy=horovod`",
 }
+STARTS = {
+    "floor": "the least a script can do",
+    "ours": "**distrib train**",
+    "torchrun": "the same script under torchrun",
+    "accelerate": "the same script under `accelerate launch`",
+}
 SOURCES = {"new": "new weights", "fp32": "from a file in fp32", "bf16": "from a file in bfloat16"}
 ENGINES = {
     "ddp": "DistributedDataParallel",
@@ -49,6 +55,7 @@ ENGINES = {
     "zero3": "DeepSpeed ZeRO-3",
 }
 MODELS = {"mlp": "a tiny perceptron", "minilm": "MiniLM (22.7 M parameters)"}
+TRAINED = {"minilm": "MiniLM fine-tuned", "tiny_bert": "two small layers from scratch"}
 
 WITHIN = 0.01
 """How far behind a synchronous run's accuracy a late one may be before it is named."""
@@ -66,7 +73,7 @@ and says more than wall time on a machine that does other things as well.
 def main() -> None:
     path = RESULTS.parent / "README.md"
     sections = (
-        *(overhead, scaling, startup, memory, states, building, traffic, held),
+        *(overhead, paired, scaling, startup, memory, states, building, traffic, held),
         *(slow_link, late, killed, uneven),
     )
     path.write_text("\n".join([INTRODUCTION, *(part for section in sections for part in section()), ""]))
@@ -96,6 +103,31 @@ def overhead() -> Iterator[str]:
             )
         header = ["", "CPU µs per step", "more than by hand", "ratio", "wall µs per step", "peak MB per rank"]
         yield table(header, rows)
+        yield footnote(result)
+
+
+def paired() -> Iterator[str]:
+    """What ours takes more than the loop by hand in the same process, a row for each engine."""
+    for path in sorted(RESULTS.glob("paired-*.json"), reverse=True):
+        result = load(path)
+        settings = result["settings"]
+        ranks = f"{settings['num_processes']} processes"
+        yield f"## The same in turns within one process: {MODELS[settings['model']]}, {ranks}\n"
+        yield (
+            f"CPU time of turns of {settings['turn']} steps by hand and by distrib on one engine; *more* is "
+            f"the median over {settings['pairs']} pairs of turns.\n"
+        )
+        rows = [
+            [
+                ENGINES[name],
+                f"{summary['plain_us']['median']:,.0f}",
+                f"{summary['ours_us']['median']:,.0f}",
+                spread(summary["added_us"]),
+                f"{summary['added_us']['median'] / summary['plain_us']['median']:+.1%}",
+            ]
+            for name, summary in result["summary"].items()
+        ]
+        yield table(["", "by hand, µs per step", "distrib", "more", "of the step"], rows)
         yield footnote(result)
 
 
@@ -129,7 +161,7 @@ def startup() -> Iterator[str]:
         floor = result["summary"][f"floor-{size}"]
         rows.append(
             [
-                "the least a script can do" if variant == "floor" else "**distrib train**",
+                STARTS[variant],
                 size,
                 spread(summary["wall_s"], digits=2),
                 f"{summary['wall_s']['median'] / floor['wall_s']['median']:.2f}",
@@ -264,31 +296,30 @@ def slow_link() -> Iterator[str]:
 
 def late() -> Iterator[str]:
     """The parameter server's modes after equally many examples, and which of them end up worse than sync."""
-    path = RESULTS / "convergence.json"
-    if not path.exists():
-        return
-    result = load(path)
-    settings = result["settings"]
-    yield "## Accuracy of the parameter server's modes after the same number of examples\n"
-    yield (
-        f"A BERT of two layers from scratch on BBC news, {settings['steps']} steps, half of the articles "
-        f"held out; {len(settings['seeds'])} seeds, of which *behind sync* is the mean. Staleness "
-        "is the mean number of updates between a gradient's weights and its own update; one of `async` is a "
-        "single worker's. All modes have the learning rate that suits sync.\n"
-    )
-    rows, worse = [], []
-    for name, summary in result["summary"].items():
-        mode, _, workers = name.partition("-on-")
-        behind = statistics.fmean(numbers["lacks"] for numbers in result["rounds"][name])
-        if behind > WITHIN:
-            worse.append(f"`{mode}` on {workers} ({behind:.1%})")
-        accuracy = spread(summary["accuracy"], digits=3)
-        rows.append(
-            [f"`{mode}`", workers, accuracy, f"{behind:+.1%}", f"{summary['staleness']['median']:.2f}"]
+    for path in sorted(RESULTS.glob("convergence-*.json")):
+        result = load(path)
+        settings = result["settings"]
+        model = TRAINED[settings.get("model", "tiny_bert")]
+        yield f"## Accuracy of the parameter server's modes after the same number of examples: {model}\n"
+        yield (
+            f"BBC news, {settings['steps']} steps, half of the articles held out; {len(settings['seeds'])} "
+            "seeds, of which *behind sync* is the mean. Staleness is the mean number of updates between a "
+            "gradient's weights and its own update; one of `async` is a single worker's. All modes have the "
+            "learning rate that suits sync.\n"
         )
-    yield table(["", "workers", "held-out accuracy", "behind sync", "staleness"], rows)
-    yield f"More than {WITHIN:.0%} behind sync: {', '.join(worse) or 'none'}.\n"
-    yield footnote(result)
+        rows, worse = [], []
+        for name, summary in result["summary"].items():
+            mode, _, workers = name.partition("-on-")
+            behind = statistics.fmean(numbers["lacks"] for numbers in result["rounds"][name])
+            if behind > WITHIN:
+                worse.append(f"`{mode}` on {workers} ({behind:.1%})")
+            accuracy = spread(summary["accuracy"], digits=3)
+            rows.append(
+                [f"`{mode}`", workers, accuracy, f"{behind:+.1%}", f"{summary['staleness']['median']:.2f}"]
+            )
+        yield table(["", "workers", "held-out accuracy", "behind sync", "staleness"], rows)
+        yield f"More than {WITHIN:.0%} behind sync: {', '.join(worse) or 'none'}.\n"
+        yield footnote(result)
 
 
 def killed() -> Iterator[str]:

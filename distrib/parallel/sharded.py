@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from distrib.core import Batch
 from distrib.parallel import norm
-from distrib.parallel.blocks import transformer_blocks
+from distrib.parallel.blocks import separate_blocks
 from distrib.parallel.gather import gather_in_place
 from distrib.parallel.ring import RingReduceScatter
 from distrib.parallel.state import Room, named_weights, optimizer_slots
@@ -45,7 +45,7 @@ def shard_model(
     cpu_offload: bool,
     param_dtype: torch.dtype | None,
 ) -> nn.Module:
-    """Splits every parameter along dimension 0: block by block, then what is left.
+    """Splits every parameter along dimension 0: block by block, then what is left, shared weights among it.
 
     The last block and what is left stay gathered after forward, as backward begins with them: to
     free them would send them once more and lower no peak. Gradients are summed over ranks, not
@@ -61,7 +61,7 @@ def shard_model(
         offload_policy=CPUOffloadPolicy(pin_memory=not is_cpu) if cpu_offload else OffloadPolicy(),
     )
     kept_on = "cpu" if cpu_offload else device
-    blocks = transformer_blocks(model)
+    blocks = separate_blocks(model)
     for block in blocks:
         # moved in turn, so that the device holds no more than one that is whole
         shard(block.to(kept_on), reshard_after_forward=reshard_after_forward and block is not blocks[-1])

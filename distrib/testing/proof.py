@@ -57,11 +57,13 @@ class Block(nn.Module):
 class TinyTransformer(nn.Module):
     """A two-block language model with dropout, LayerNorm, a tied output and a buffer: 7 k parameters."""
 
-    def __init__(self, *, dropout: float) -> None:
+    def __init__(self, *, dropout: float, tied_blocks: bool = False) -> None:
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, WIDTH)
         nn.init.normal_(self.embedding.weight, std=0.1)  # tied: std 1 would start at a loss of 16
         self.blocks = nn.ModuleList([Block(dropout=dropout), Block(dropout=dropout)])
+        if tied_blocks:
+            self.blocks[1].attention_in = self.blocks[0].attention_in
         self.output = nn.Linear(WIDTH, VOCABULARY, bias=False)
         self.output.weight = self.embedding.weight
         self.temperature: Tensor
@@ -129,6 +131,8 @@ class Proof:
     save_to: str | None = None
     nan_at: tuple[int, int] | None = None
     """(step, microbatch index) whose loss is NaN."""
+    tied_blocks: bool = False
+    """Both blocks use one weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +155,7 @@ def job_for(proof: Proof) -> Job:
 
     def build_model() -> nn.Module:
         torch.manual_seed(3)
-        return TinyTransformer(dropout=proof.dropout).to(dtype)
+        return TinyTransformer(dropout=proof.dropout, tied_blocks=proof.tied_blocks).to(dtype)
 
     def build_optimizer(parameters: Any) -> torch.optim.Optimizer:
         tensors = [tensor for _, tensor in parameters]

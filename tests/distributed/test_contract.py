@@ -139,6 +139,19 @@ def test_momentum_sgd(workers: Workers, candidate: Candidate) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
+    "candidate",
+    [pytest.param(c, id=c.name, marks=[pytest.mark.full] * (c.name != "fsdp")) for c in CANDIDATES],
+)
+def test_a_weight_that_two_blocks_use_stays_one(workers: Workers, candidate: Candidate) -> None:
+    """It gets the gradient of both, and a checkpoint holds it once, whatever an engine cuts by block."""
+    proof = Proof(strategy=candidate.target, precision=candidate.precisions[0], steps=5, tied_blocks=True)
+    ours = workers.run(train, proof, size=max(candidate.sizes))
+    assert_same(ours, proof)
+    assert sum("attention_in" in name for name in trained(ours)[0].weights) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
     ("candidate", "precision"),
     [
         pytest.param(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,10 +115,13 @@ def test_the_settings_of_a_job_compose(job: Path) -> None:
 
 
 def lint(command: Sequence[str], *, package: str) -> None:
-    """Runs a linter; skipped where it is not installed."""
-    if shutil.which(command[0]) is None:
+    """Runs a linter of the environment or the machine; skipped where it is not installed."""
+    folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    if (program := shutil.which(command[0], path=folders)) is None:
         pytest.skip(f"{command[0]} is not installed: {package}")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [program, *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ def start(job: Job, world: World, config: Mapping[str, Any]) -> Any:
     engine, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, config=dict(config), dist_init_required=False
     )
+    engine.set_gradient_accumulation_boundary(True)
     return engine
 
 
@@ -60,6 +63,7 @@ def train_step(
         step=step,
         device=device,
         forward_context=autocast(job.precision, device),  # the engine's own ends before the loss
+        hold_sync=partial(_more_to_come, engine),
         factor=world.size,  # DeepSpeed divides the summed gradients by the world size
     )
     for group in engine.optimizer.param_groups:
@@ -67,6 +71,16 @@ def train_step(
     engine.step()
     norm = torch.as_tensor(engine.get_global_grad_norm())
     return StepResult(loss=loss, grad_norm=norm, updated=bool(engine.was_step_applied()))
+
+
+@contextmanager
+def _more_to_come(engine: Any) -> Iterator[None]:
+    """A microbatch that is not the step's last. Not counted: ranks may differ in how many they have."""
+    engine.set_gradient_accumulation_boundary(False)
+    try:
+        yield
+    finally:
+        engine.set_gradient_accumulation_boundary(True)
 
 
 def eval_step(engine: Any, batch: Batch, *, job: Job, world: World) -> Mapping[str, Tensor]:
