@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SIZES = {"mlp": (25, 60), "minilm": (2, 12)}
+SIZES = {"mlp": (10, 150), "minilm": (1, 24)}
 """Steps of a turn, and pairs of turns that are measured, by model."""
 WARMUP = 2
 """Pairs of turns before."""

@@ -173,4 +173,5 @@ def local_rows(tensor: Any) -> slice:
 
 def pad_with_ghosts(microbatches: Sequence[Batch], *, count: int) -> list[Batch]:
     """``count`` microbatches, so that collective forward and backward passes meet on every rank."""
-    return [*microbatches, *[microbatches[-1].ghost()] * (count - len(microbatches))]
+    missing = count - len(microbatches)
+    return [*microbatches, *[microbatches[-1].ghost()] * missing] if missing else list(microbatches)

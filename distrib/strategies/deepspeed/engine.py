@@ -66,8 +66,9 @@ def train_step(
         hold_sync=partial(_more_to_come, engine),
         factor=world.size,  # DeepSpeed divides the summed gradients by the world size
     )
+    lr = job.lr(step)
     for group in engine.optimizer.param_groups:
-        group["lr"] = job.lr(step)
+        group["lr"] = lr
     engine.step()
     norm = torch.as_tensor(engine.get_global_grad_norm())
     return StepResult(loss=loss, grad_norm=norm, updated=bool(engine.was_step_applied()))
