@@ -1,7 +1,8 @@
 """Breaks jobs on several hosts on purpose, and says what came of it.
 
 ``python tests/launch/drills.py --repeats 20`` runs every drill with every launcher and writes
-``benchmarks/results/drills.json``. Needs root, and what ``.ci/cluster`` installs.
+``benchmarks/results/drills.json``; started again, it goes on after the verdicts that are there. Needs root,
+and what ``.ci/cluster`` installs.
 
 The hosts are h1 and h2, h3 in reserve, and h4, where the launcher runs. A rank that is killed, a host that
 loses its power and one whose cable is pulled end an attempt: the job has to come back from its last
@@ -14,12 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -278,24 +281,43 @@ def main() -> None:
     parser.add_argument("--drills", default=",".join(DRILLS))
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "drills.json")
     arguments = parser.parse_args()
-    verdicts: list[Verdict] = []
-    variables = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # so that the hosts are taken down
     with tempfile.TemporaryDirectory() as top:
-        folder = Path(top)
-        os.chdir(folder)
-        expected = unbroken(folder / "unbroken")
-        with hosts(folder / "net", count=4, variables=variables) as up:
-            for turn in range(arguments.repeats):
-                for name in arguments.drills.split(","):
-                    for launcher in arguments.launchers.split(","):
-                        if launcher == "local" and name.startswith("host"):
-                            continue
-                        place = folder / f"{turn}-{name.replace(' ', '-')}-{launcher}"
-                        verdict = run_drill(up, place, launcher=launcher, name=name, expected=expected)
-                        verdicts.append(verdict)
-                        print(f"[{turn + 1}/{arguments.repeats}] {verdict}", flush=True)
-                        arguments.output.write_text(json.dumps(list(map(asdict, verdicts)), indent=1) + "\n")
-                        subprocess.run(["rm", "-rf", str(place)], check=False)
+        run_drills(
+            Path(top),
+            names=arguments.drills.split(","),
+            launchers=arguments.launchers.split(","),
+            repeats=arguments.repeats,
+            output=arguments.output,
+        )
+
+
+def run_drills(
+    folder: Path, *, names: Sequence[str], launchers: Sequence[str], repeats: int, output: Path
+) -> None:
+    """Each drill with each launcher, in turn, until ``output`` holds ``repeats`` verdicts of each."""
+    verdicts = [Verdict(**each) for each in json.loads(output.read_text())] if output.exists() else []
+    done = Counter((each.drill, each.launcher) for each in verdicts)
+    pairs = [(name, each) for name in names for each in launchers if is_possible(name, launcher=each)]
+    variables = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+    os.chdir(folder)
+    expected = unbroken(folder / "unbroken")
+    with hosts(folder / "net", count=4, variables=variables) as up:
+        for turn in range(repeats):
+            for name, launcher in pairs:
+                if done[name, launcher] > turn:
+                    continue
+                place = folder / f"{turn}-{name.replace(' ', '-')}-{launcher}"
+                verdict = run_drill(up, place, launcher=launcher, name=name, expected=expected)
+                verdicts.append(verdict)
+                print(f"[{turn + 1}/{repeats}] {verdict}", flush=True)
+                output.write_text(json.dumps(list(map(asdict, verdicts)), indent=1) + "\n")
+                shutil.rmtree(place, ignore_errors=True)
+
+
+def is_possible(name: str, *, launcher: str) -> bool:
+    """The local launcher has no second host to break."""
+    return launcher != "local" or not name.startswith("host")
 
 
 if __name__ == "__main__":
