@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import statistics
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 from benchmarks.common import RESULTS
+from benchmarks.markdown import by_round, footnote, load, shown, spread, table
+from benchmarks.waiting_tables import killed, late, links, slow_link, uneven
 
 NAMES = {
     "plain": "hand-written loop",
@@ -55,10 +53,6 @@ ENGINES = {
     "zero3": "DeepSpeed ZeRO-3",
 }
 MODELS = {"mlp": "a tiny perceptron", "minilm": "MiniLM (22.7 M parameters)"}
-TRAINED = {"minilm": "MiniLM fine-tuned", "tiny_bert": "two small layers from scratch"}
-
-WITHIN = 0.01
-"""How far behind a synchronous run's accuracy a late one may be before it is named."""
 
 INTRODUCTION = """\
 # Benchmarks
@@ -74,7 +68,7 @@ def main() -> None:
     path = RESULTS.parent / "README.md"
     sections = (
         *(overhead, paired, scaling, startup, memory, states, building, traffic, held),
-        *(slow_link, late, killed, uneven),
+        *(links, slow_link, late, killed, uneven),
     )
     path.write_text("\n".join([INTRODUCTION, *(part for section in sections for part in section()), ""]))
     print(path)
@@ -266,138 +260,6 @@ def held() -> Iterator[str]:
         ]
         yield table(["", "live tensors after backward", "formula", "peak while setting up"], rows)
         yield footnote(result)
-
-
-def slow_link() -> Iterator[str]:
-    """Seconds and bytes until the same held-out loss."""
-    path = RESULTS / "time-to-loss.json"
-    if not path.exists():
-        return
-    result = load(path)
-    settings = result["settings"]
-    yield f"## Until the same held-out loss: two hosts on links of {settings['rate']}\n"
-    yield (
-        f"A language model of 0.9 M parameters, {settings['steps']} steps, until a held-out loss of "
-        f"{settings['target']:.2f}. Bytes are a worker's, those of evaluations included.\n"
-    )
-    rows = [
-        [
-            f"`{name}`",
-            spread(summary["seconds"]),
-            spread({key: value / 1e6 for key, value in summary["bytes"].items()}),
-            f"{summary['final_loss']['median']:.3f}",
-            f"{summary['loss_over_ddp']['median']:+.1%}",
-        ]
-        for name, summary in result["summary"].items()
-    ]
-    yield table(["", "seconds", "MB", "loss after all steps", "over DDP's"], rows)
-    yield footnote(result)
-
-
-def late() -> Iterator[str]:
-    """The parameter server's modes after equally many examples, and which of them end up worse than sync."""
-    for path in sorted(RESULTS.glob("convergence-*.json")):
-        result = load(path)
-        settings = result["settings"]
-        model = TRAINED[settings.get("model", "tiny_bert")]
-        yield f"## Accuracy of the parameter server's modes after the same number of examples: {model}\n"
-        yield (
-            f"BBC news, {settings['steps']} steps, half of the articles held out; {len(settings['seeds'])} "
-            "seeds, of which *behind sync* is the mean. Staleness is the mean number of updates between a "
-            "gradient's weights and its own update; one of `async` is a single worker's. All modes have the "
-            "learning rate that suits sync.\n"
-        )
-        rows, worse = [], []
-        for name, summary in result["summary"].items():
-            mode, _, workers = name.partition("-on-")
-            behind = statistics.fmean(numbers["lacks"] for numbers in result["rounds"][name])
-            if behind > WITHIN:
-                worse.append(f"`{mode}` on {workers} ({behind:.1%})")
-            accuracy = spread(summary["accuracy"], digits=3)
-            rows.append(
-                [f"`{mode}`", workers, accuracy, f"{behind:+.1%}", f"{summary['staleness']['median']:.2f}"]
-            )
-        yield table(["", "workers", "held-out accuracy", "behind sync", "staleness"], rows)
-        yield f"More than {WITHIN:.0%} behind sync: {', '.join(worse) or 'none'}.\n"
-        yield footnote(result)
-
-
-def killed() -> Iterator[str]:
-    """The held-out loss of runs whose workers were killed again and again, and whether it is as without."""
-    path = RESULTS / "faults.json"
-    if not path.exists():
-        return
-    result = load(path)
-    settings = result["settings"]
-    yield f"## {settings['kills']} workers killed in one run of the parameter server\n"
-    rows = [
-        [
-            name,
-            str(len(result["rounds"][name])),
-            spread(summary["loss"], digits=3),
-            spread(summary["seconds"]),
-        ]
-        for name, summary in result["summary"].items()
-    ]
-    yield table(["", "runs", "held-out loss", "seconds"], rows)
-    verdict = "Every broken" if settings["inside"] else "Not every broken"
-    yield (
-        f"{settings['steps']} steps of three workers, of which two are killed at random moments and started "
-        "again; the others train on meanwhile, without the share of who is missing. "
-        f"{verdict} run's loss lies inside the range of the unbroken ones.\n"
-    )
-    yield footnote(result)
-
-
-def uneven() -> Iterator[str]:
-    """A step's time where one rank is slow, against what the added speeds allow."""
-    for path in sorted(RESULTS.glob("balance-*.json")):
-        result = load(path)
-        settings = result["settings"]
-        yield f"## One of {settings['num_processes']} processes {settings['slower']:g} times slower\n"
-        rows = [
-            [
-                f"`strategy=ddp strategy.balance={name}`",
-                spread(summary["step_seconds"], digits=2),
-                spread(summary["over_ideal"], digits=2),
-                f"{summary['slowest_ranks_share']['median']:g} of {settings['microbatches']}",
-            ]
-            for name, summary in result["summary"].items()
-        ]
-        yield table(["", "seconds per step", "over what added speeds allow", "the slow rank runs"], rows)
-        yield footnote(result)
-
-
-def shown(summary: dict[str, Any], number: str, *, digits: int) -> list[str]:
-    """A cell with a median, empty where there is none."""
-    return [f"{summary[number]['median']:.{digits}f}" if number in summary else ""]
-
-
-def load(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
-
-
-def by_round(result: dict[str, Any], name: str, number: str) -> float:
-    """The median over rounds of what ``name`` takes more than the hand-written loop in the same round."""
-    pairs = zip(result["rounds"][name], result["rounds"]["plain"], strict=True)
-    return float(statistics.median(ours[number] - plain[number] for ours, plain in pairs))
-
-
-def spread(summary: dict[str, float], *, digits: int = 0) -> str:
-    low, high = summary["lowest"], summary["highest"]
-    return f"{summary['median']:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def footnote(result: dict[str, Any]) -> str:
-    hardware, versions = result["hardware"], result["versions"]
-    named = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "distrib")
-    return f"{result['repeats']} rounds; {hardware['processor']}, {hardware['cores']} cores; {named}.\n"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,136 @@
+"""The tables of what waits less, or for slower ones: the parameter server, DiLoCo, balancing."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+from benchmarks.common import RESULTS
+from benchmarks.markdown import footnote, load, spread, table
+
+TRAINED = {"minilm": "MiniLM fine-tuned", "tiny_bert": "two small layers from scratch"}
+WITHIN = 0.01
+"""How far behind a synchronous run's accuracy a late one may be before it is named."""
+
+
+def links() -> Iterator[str]:
+    """What a synchronous step of the parameter server takes, and how much of it the link does."""
+    paths = sorted(
+        RESULTS.glob("parameter-server-*mbit.json"), key=lambda path: load(path)["settings"]["mbit"]
+    )
+    if not paths:
+        return
+    yield "## A synchronous step of the parameter server: two workers and a server on links of their own\n"
+    yield (
+        "*share*: what the link alone takes, of what a step took. The model's bytes cross the server's link "
+        "four times, as two gradients and two answers; with DDP they cross each link once, both ways at one "
+        "time.\n"
+    )
+    rows = []
+    for path in paths:
+        for name, summary in load(path)["summary"].items():
+            shown = spread(summary["seconds"], digits=2)
+            rate = f"{load(path)['settings']['mbit']} Mbit/s"
+            rows.append([f"`strategy={name}`", rate, shown, spread(summary["share"], digits=3)])
+    yield table(["", "link", "seconds a step", "share"], rows)
+    yield footnote(load(paths[0]))
+
+
+def slow_link() -> Iterator[str]:
+    """Seconds and bytes until the same held-out loss."""
+    path = RESULTS / "time-to-loss.json"
+    if not path.exists():
+        return
+    result = load(path)
+    settings = result["settings"]
+    yield f"## Until the same held-out loss: two hosts on links of {settings['rate']}\n"
+    yield (
+        f"A language model of 0.9 M parameters, {settings['steps']} steps, until a held-out loss of "
+        f"{settings['target']:.2f}. Bytes are a worker's, those of evaluations included.\n"
+    )
+    rows = [
+        [
+            f"`{name}`",
+            spread(summary["seconds"]),
+            spread({key: value / 1e6 for key, value in summary["bytes"].items()}),
+            f"{summary['final_loss']['median']:.3f}",
+            f"{summary['loss_over_ddp']['median']:+.1%}",
+        ]
+        for name, summary in result["summary"].items()
+    ]
+    yield table(["", "seconds", "MB", "loss after all steps", "over DDP's"], rows)
+    yield footnote(result)
+
+
+def late() -> Iterator[str]:
+    """The parameter server's modes after equally many examples, and which of them end up worse than sync."""
+    for path in sorted(RESULTS.glob("convergence-*.json")):
+        result = load(path)
+        settings = result["settings"]
+        model = TRAINED[settings.get("model", "tiny_bert")]
+        yield f"## Accuracy of the parameter server's modes after the same number of examples: {model}\n"
+        yield (
+            f"BBC news, {settings['steps']} steps, half of the articles held out; {len(settings['seeds'])} "
+            "seeds, of which *behind sync* is the mean. Staleness is the mean number of updates between a "
+            "gradient's weights and its own update; one of `async` is a single worker's. All modes have the "
+            "learning rate that suits sync.\n"
+        )
+        rows, worse = [], []
+        for name, summary in result["summary"].items():
+            mode, _, workers = name.partition("-on-")
+            behind = statistics.fmean(numbers["lacks"] for numbers in result["rounds"][name])
+            if behind > WITHIN:
+                worse.append(f"`{mode}` on {workers} ({behind:.1%})")
+            accuracy = spread(summary["accuracy"], digits=3)
+            rows.append(
+                [f"`{mode}`", workers, accuracy, f"{behind:+.1%}", f"{summary['staleness']['median']:.2f}"]
+            )
+        yield table(["", "workers", "held-out accuracy", "behind sync", "staleness"], rows)
+        yield f"More than {WITHIN:.0%} behind sync: {', '.join(worse) or 'none'}.\n"
+        yield footnote(result)
+
+
+def killed() -> Iterator[str]:
+    """The held-out loss of runs whose workers were killed again and again, and whether it is as without."""
+    path = RESULTS / "faults.json"
+    if not path.exists():
+        return
+    result = load(path)
+    settings = result["settings"]
+    yield f"## {settings['kills']} workers killed in one run of the parameter server\n"
+    rows = [
+        [
+            name,
+            str(len(result["rounds"][name])),
+            spread(summary["loss"], digits=3),
+            spread(summary["seconds"]),
+        ]
+        for name, summary in result["summary"].items()
+    ]
+    yield table(["", "runs", "held-out loss", "seconds"], rows)
+    verdict = "Every broken" if settings["inside"] else "Not every broken"
+    yield (
+        f"{settings['steps']} steps of three workers, of which two are killed at random moments and started "
+        "again; the others train on meanwhile, without the share of who is missing. "
+        f"{verdict} run's loss lies inside the range of the unbroken ones.\n"
+    )
+    yield footnote(result)
+
+
+def uneven() -> Iterator[str]:
+    """A step's time where one rank is slow, against what the added speeds allow."""
+    for path in sorted(RESULTS.glob("balance-*.json")):
+        result = load(path)
+        settings = result["settings"]
+        yield f"## One of {settings['num_processes']} processes {settings['slower']:g} times slower\n"
+        rows = [
+            [
+                f"`strategy=ddp strategy.balance={name}`",
+                spread(summary["step_seconds"], digits=2),
+                spread(summary["over_ideal"], digits=2),
+                f"{summary['slowest_ranks_share']['median']:g} of {settings['microbatches']}",
+            ]
+            for name, summary in result["summary"].items()
+        ]
+        yield table(["", "seconds per step", "over what added speeds allow", "the slow rank runs"], rows)
+        yield footnote(result)
