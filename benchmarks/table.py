@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from benchmarks.common import RESULTS
 from benchmarks.markdown import by_round, footnote, load, shown, spread, table
-from benchmarks.waiting_tables import killed, late, links, slow_link, uneven
+from benchmarks.waiting_tables import drills, killed, late, links, slow_link, uneven
 
 NAMES = {
     "plain": "hand-written loop",
@@ -68,7 +68,7 @@ def main() -> None:
     path = RESULTS.parent / "README.md"
     sections = (
         *(overhead, paired, scaling, startup, memory, states, building, traffic, held),
-        *(links, slow_link, late, killed, uneven),
+        *(links, slow_link, late, killed, uneven, drills),
     )
     path.write_text("\n".join([INTRODUCTION, *(part for section in sections for part in section()), ""]))
     print(path)

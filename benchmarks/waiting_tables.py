@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from benchmarks.common import RESULTS
 from benchmarks.markdown import footnote, load, spread, table
@@ -134,3 +136,40 @@ def uneven() -> Iterator[str]:
         ]
         yield table(["", "seconds per step", "over what added speeds allow", "the slow rank runs"], rows)
         yield footnote(result)
+
+
+def drills() -> Iterator[str]:
+    """What came of jobs on several hosts that were broken on purpose (``tests/launch/drills.py``)."""
+    path = RESULTS / "drills.json"
+    if not path.exists():
+        return
+    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for verdict in json.loads(path.read_text()):
+        kinds.setdefault((verdict["drill"], verdict["launcher"]), []).append(verdict)
+    yield "## Jobs on several hosts, broken on purpose\n"
+    yield (
+        "By `tests/launch/drills.py`, on hosts made of namespaces with an ssh server each. A job whose rank "
+        "is killed, whose host loses its power or is cut off has to come back from its last checkpoint (of "
+        "every 4th step) and end with the losses of the unbroken run, to 1e-5; one whose launcher is killed or "
+        "interrupted has to end. *noticed*: seconds until the launcher said so or had ended, of one that was "
+        "killed until its ranks had; *back*: until the first step after it; *left*: processes of the job on all "
+        "hosts afterwards. Medians, and the longest, on a machine of two cores that did other things as well.\n"
+    )
+    rows = [
+        [
+            drill,
+            launcher,
+            f"{sum(each['ok'] for each in verdicts)} of {len(verdicts)}",
+            _longest(verdicts, "noticed"),
+            _longest(verdicts, "back") if any(each["back"] for each in verdicts) else "",
+            str(max(each["lost"] for each in verdicts)),
+            str(sum(each["left"] for each in verdicts)),
+        ]
+        for (drill, launcher), verdicts in sorted(kinds.items())
+    ]
+    yield table(["", "launcher", "as asked", "noticed", "back", "steps lost, most", "left"], rows)
+
+
+def _longest(verdicts: Sequence[Mapping[str, Any]], number: str) -> str:
+    values = [each[number] for each in verdicts]
+    return f"{statistics.median(values):.1f} ({max(values):.1f})"

@@ -44,7 +44,7 @@ class Verdict:
     ok: bool
     code: int
     noticed: float
-    """Seconds until the launcher said so, or until it had ended."""
+    """Seconds until the launcher said so or had ended; of one that was killed, until its ranks had."""
     back: float
     """Seconds until the first step after it; 0 where the job was to end."""
     lost: int
@@ -198,6 +198,8 @@ def run_drill(up: Hosts, folder: Path, *, launcher: str, name: str, expected: li
             lost = reached - _resumed_after(drill)
         else:
             noticed = drill.wait(lambda: drill.process.poll() is not None)
+            if breaks is kill_launcher:
+                noticed += drill.wait(lambda: not any(host.processes() for host in drill.up.all))
         code = drill.process.wait(LIMIT_SECONDS)
         why = _judge(drill, comes_back=comes_back, expected=expected, code=code, lost=lost)
     except AssertionError as error:
@@ -227,8 +229,6 @@ def _nothing_left(drill: Drill, name: str) -> int:
     if name == "host cut off":
         drill.wait(lambda: not drill.up["h2"].processes())
         drill.up.heal("h2")
-    if name == "launcher killed":
-        drill.wait(lambda: not any(host.processes() for host in drill.up.all))
     left = drill.left()
     for host in drill.up.all:
         for process in host.processes():
