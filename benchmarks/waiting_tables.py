@@ -148,12 +148,13 @@ def drills() -> Iterator[str]:
         kinds.setdefault((verdict["drill"], verdict["launcher"]), []).append(verdict)
     yield "## Jobs on several hosts, broken on purpose\n"
     yield (
-        "By `tests/launch/drills.py`, on hosts made of namespaces with an ssh server each. A job whose rank "
-        "is killed, whose host loses its power or is cut off has to come back from its last checkpoint (of "
-        "every 4th step) and end with the losses of the unbroken run, to 1e-5; one whose launcher is killed or "
-        "interrupted has to end. *noticed*: seconds until the launcher said so or had ended, of one that was "
-        "killed until its ranks had; *back*: until the first step after it; *left*: processes of the job on all "
-        "hosts afterwards. Medians, and the longest, on a machine of two cores that did other things as well.\n"
+        "By `tests/launch/drills.py`, on hosts made of namespaces with an ssh server each. A job whose "
+        "rank is killed, whose host loses its power or is cut off has to come back from its last "
+        "checkpoint (of every 4th step) and end with the losses of the unbroken run, to 1e-5; one whose "
+        "launcher is killed or interrupted has to end. *noticed*: seconds until the launcher said so or "
+        "had ended, of one that was killed until its ranks had; *back*: until the first step after it; "
+        "*left*: processes of the job on all hosts afterwards. Medians, and the longest, on a machine of "
+        "two cores that did other things as well.\n"
     )
     rows = [
         [
