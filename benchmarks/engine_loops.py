@@ -27,11 +27,16 @@ Loop = tuple[nn.Module, Step]
 
 def by_hand(problem: Problem) -> Numbers:
     """Trains with the problem's engine."""
-    with STARTS[problem.engine](), LOOPS[problem.engine](problem) as (module, step):
-        clock = Clock(problem)
-        for number, tensors in enumerate(clock.watch(batches(problem))):
-            step(tensors, problem.lr(number))
-        return clock.stop(module)
+    with STARTS[problem.engine](), LOOPS[problem.engine](problem) as loop:
+        return clocked(problem, *loop)
+
+
+def clocked(problem: Problem, module: nn.Module, step: Step) -> Numbers:
+    """All steps on this rank's microbatches, timed."""
+    clock = Clock(problem)
+    for number, tensors in enumerate(clock.watch(batches(problem))):
+        step(tensors, problem.lr(number))
+    return clock.stop(module)
 
 
 @contextmanager

@@ -36,14 +36,10 @@ def plain(problem: Problem, folder: Path) -> Numbers:
 
 def independent(problem: Problem, folder: Path) -> Numbers:
     """This rank's microbatches, without a word to another rank."""
-    from benchmarks.engine_loops import clipped
+    from benchmarks.engine_loops import clipped, clocked
 
     module = build_model(problem.model)
-    step = clipped(module, module, optimizer=build_optimizer(module))
-    clock = Clock(problem)
-    for number, tensors in enumerate(clock.watch(batches(problem))):
-        step(tensors, problem.lr(number))
-    return clock.stop(module)
+    return clocked(problem, module, clipped(module, module, optimizer=build_optimizer(module)))
 
 
 def accelerate(problem: Problem, folder: Path) -> Numbers:

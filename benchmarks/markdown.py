@@ -8,10 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import RESULTS
+
 
 def shown(summary: dict[str, Any], number: str, *, digits: int) -> list[str]:
     """A cell with a median, empty where there is none."""
     return [f"{summary[number]['median']:.{digits}f}" if number in summary else ""]
+
+
+def results(pattern: str) -> list[dict[str, Any]]:
+    """The results files of that name, in the order of their names; none where nothing was measured."""
+    return [load(path) for path in sorted(RESULTS.glob(pattern))]
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.common import RESULTS
-from benchmarks.markdown import by_round, footnote, load, shown, spread, table
+from benchmarks.markdown import by_round, footnote, load, results, shown, spread, table
 from benchmarks.waiting_tables import drills, killed, late, links, slow_link, uneven
 
 NAMES = {
@@ -102,8 +102,7 @@ def overhead() -> Iterator[str]:
 
 def paired() -> Iterator[str]:
     """What ours takes more than the loop by hand in the same process, a row for each engine."""
-    for path in sorted(RESULTS.glob("paired-*.json"), reverse=True):
-        result = load(path)
+    for result in reversed(results("paired-*.json")):
         settings = result["settings"]
         ranks = f"{settings['num_processes']} processes"
         yield f"## The same in turns within one process: {MODELS[settings['model']]}, {ranks}\n"
@@ -127,8 +126,7 @@ def paired() -> Iterator[str]:
 
 def scaling() -> Iterator[str]:
     """What a second process adds, against two independent ones."""
-    for path in sorted(RESULTS.glob("scaling-*.json")):
-        result = load(path)
+    for result in results("scaling-*.json"):
         yield f"## From one process to two: {MODELS[result['settings']['model']]}\n"
         rows = [
             [
@@ -145,51 +143,46 @@ def scaling() -> Iterator[str]:
 
 def startup() -> Iterator[str]:
     """Command to first step, against the floor of the same number of processes."""
-    if not (RESULTS / "startup.json").exists():
-        return
-    result = load(RESULTS / "startup.json")
-    yield "## From the command to the first step\n"
-    rows = []
-    for name, summary in result["summary"].items():
-        variant, _, size = name.rpartition("-")
-        floor = result["summary"][f"floor-{size}"]
-        rows.append(
-            [
-                STARTS[variant],
-                size,
-                spread(summary["wall_s"], digits=2),
-                f"{summary['wall_s']['median'] / floor['wall_s']['median']:.2f}",
-                spread(summary["cpu_s"], digits=2),
-                f"{summary['cpu_s']['median'] / floor['cpu_s']['median']:.2f}",
-            ]
-        )
-    yield table(["", "processes", "wall s", "ratio", "CPU s", "ratio"], rows)
-    yield footnote(result)
+    for result in results("startup.json"):
+        yield "## From the command to the first step\n"
+        rows = []
+        for name, summary in result["summary"].items():
+            variant, _, size = name.rpartition("-")
+            floor = result["summary"][f"floor-{size}"]
+            rows.append(
+                [
+                    STARTS[variant],
+                    size,
+                    spread(summary["wall_s"], digits=2),
+                    f"{summary['wall_s']['median'] / floor['wall_s']['median']:.2f}",
+                    spread(summary["cpu_s"], digits=2),
+                    f"{summary['cpu_s']['median'] / floor['cpu_s']['median']:.2f}",
+                ]
+            )
+        yield table(["", "processes", "wall s", "ratio", "CPU s", "ratio"], rows)
+        yield footnote(result)
 
 
 def memory() -> Iterator[str]:
     """What saving adds, in bytes and in units of the largest tensor."""
-    if not (RESULTS / "checkpoint-memory.json").exists():
-        return
-    result = load(RESULTS / "checkpoint-memory.json")
-    yield "## Memory added while a checkpoint of MiniLM and its AdamW state is written\n"
-    rows = [
-        [
-            NAMES[name],
-            spread({key: value / 1e6 for key, value in summary["added_bytes"].items()}, digits=2),
-            f"{summary['added_bytes']['median'] / summary['largest_tensor_bytes']['median']:.3f}",
-            f"{summary['written_bytes']['median'] / 1e6:,.0f}",
+    for result in results("checkpoint-memory.json"):
+        yield "## Memory added while a checkpoint of MiniLM and its AdamW state is written\n"
+        rows = [
+            [
+                NAMES[name],
+                spread({key: value / 1e6 for key, value in summary["added_bytes"].items()}, digits=2),
+                f"{summary['added_bytes']['median'] / summary['largest_tensor_bytes']['median']:.3f}",
+                f"{summary['written_bytes']['median'] / 1e6:,.0f}",
+            ]
+            for name, summary in result["summary"].items()
         ]
-        for name, summary in result["summary"].items()
-    ]
-    yield table(["", "added MB", "in units of the largest tensor", "written MB"], rows)
-    yield footnote(result)
+        yield table(["", "added MB", "in units of the largest tensor", "written MB"], rows)
+        yield footnote(result)
 
 
 def states() -> Iterator[str]:
     """What saving and loading add on a rank, in units of the largest tensor."""
-    for path in sorted(RESULTS.glob("state-memory-*.json")):
-        result = load(path)
+    for result in results("state-memory-*.json"):
         size = result["settings"]["num_processes"]
         yield f"## Memory added on each of {size} ranks by saving and loading\n"
         rows = []
@@ -207,8 +200,7 @@ def states() -> Iterator[str]:
 
 def building() -> Iterator[str]:
     """What building and splitting a model adds on a rank, in units of the model."""
-    for path in sorted(RESULTS.glob("building-memory-*.json")):
-        result = load(path)
+    for result in results("building-memory-*.json"):
         size = result["settings"]["num_processes"]
         yield f"## Memory added on each of {size} ranks by building and splitting a model\n"
         yield (
@@ -227,8 +219,7 @@ def building() -> Iterator[str]:
 
 def traffic() -> Iterator[str]:
     """What a step sends, against the least, for each number of processes."""
-    for path in sorted(RESULTS.glob("traffic-*.json")):
-        result = load(path)
+    for result in results("traffic-*.json"):
         yield f"## Bytes sent per step by {result['settings']['num_processes']} processes\n"
         yield (
             "In units of (N-1)/N of a 13.6 M parameter model in fp32, counted by the kernel, TCP's headers "
@@ -246,8 +237,7 @@ def traffic() -> Iterator[str]:
 
 def held() -> Iterator[str]:
     """What a rank holds after backward, against the formula, for each number of processes."""
-    for path in sorted(RESULTS.glob("memory-*.json")):
-        result = load(path)
+    for result in results("memory-*.json"):
         yield f"## Bytes per parameter on each of {result['settings']['num_processes']} processes\n"
         rows = [
             [

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.common import RESULTS
-from benchmarks.markdown import footnote, load, spread, table
+from benchmarks.markdown import footnote, load, results, spread, table
 
 TRAINED = {"minilm": "MiniLM fine-tuned", "tiny_bert": "two small layers from scratch"}
 WITHIN = 0.01
@@ -17,10 +17,8 @@ WITHIN = 0.01
 
 def links() -> Iterator[str]:
     """What a synchronous step of the parameter server takes, and how much of it the link does."""
-    paths = sorted(
-        RESULTS.glob("parameter-server-*mbit.json"), key=lambda path: load(path)["settings"]["mbit"]
-    )
-    if not paths:
+    measured = sorted(results("parameter-server-*mbit.json"), key=lambda result: result["settings"]["mbit"])
+    if not measured:
         return
     yield "## A synchronous step of the parameter server: two workers and a server on links of their own\n"
     yield (
@@ -29,47 +27,43 @@ def links() -> Iterator[str]:
         "time.\n"
     )
     rows = []
-    for path in paths:
-        for name, summary in load(path)["summary"].items():
-            shown = spread(summary["seconds"], digits=2)
-            rate = f"{load(path)['settings']['mbit']} Mbit/s"
-            rows.append([f"`strategy={name}`", rate, shown, spread(summary["share"], digits=3)])
+    for result in measured:
+        rate = f"{result['settings']['mbit']} Mbit/s"
+        for name, summary in result["summary"].items():
+            seconds, share = spread(summary["seconds"], digits=2), spread(summary["share"], digits=3)
+            rows.append([f"`strategy={name}`", rate, seconds, share])
     yield table(["", "link", "seconds a step", "share"], rows)
-    yield footnote(load(paths[0]))
+    yield footnote(measured[0])
 
 
 def slow_link() -> Iterator[str]:
     """Seconds and bytes until the same held-out loss."""
-    path = RESULTS / "time-to-loss.json"
-    if not path.exists():
-        return
-    result = load(path)
-    settings = result["settings"]
-    yield f"## Until the same held-out loss: two hosts on links of {settings['rate']}\n"
-    yield (
-        f"A language model of 0.9 M parameters, {settings['steps']} steps, until a held-out loss of "
-        f"{settings['target']:.2f}. Bytes are a worker's, those of evaluations included.\n"
-    )
-    rows = [
-        [
-            f"`{name}`",
-            spread(summary["seconds"]),
-            spread({key: value / 1e6 for key, value in summary["bytes"].items()}),
-            f"{summary['final_loss']['median']:.3f}",
-            f"{summary['loss_over_ddp']['median']:+.1%}",
+    for result in results("time-to-loss.json"):
+        settings = result["settings"]
+        yield f"## Until the same held-out loss: two hosts on links of {settings['rate']}\n"
+        yield (
+            f"A language model of 0.9 M parameters, {settings['steps']} steps, until a held-out loss of "
+            f"{settings['target']:.2f}. Bytes are a worker's, those of evaluations included.\n"
+        )
+        rows = [
+            [
+                f"`{name}`",
+                spread(summary["seconds"]),
+                spread({key: value / 1e6 for key, value in summary["bytes"].items()}),
+                f"{summary['final_loss']['median']:.3f}",
+                f"{summary['loss_over_ddp']['median']:+.1%}",
+            ]
+            for name, summary in result["summary"].items()
         ]
-        for name, summary in result["summary"].items()
-    ]
-    yield table(["", "seconds", "MB", "loss after all steps", "over DDP's"], rows)
-    yield footnote(result)
+        yield table(["", "seconds", "MB", "loss after all steps", "over DDP's"], rows)
+        yield footnote(result)
 
 
 def late() -> Iterator[str]:
     """The parameter server's modes after equally many examples, and which of them end up worse than sync."""
     for path in sorted(RESULTS.glob("convergence-*.json")):
-        result = load(path)
+        result, model = load(path), TRAINED[path.stem.partition("-")[2]]
         settings = result["settings"]
-        model = TRAINED[settings.get("model", "tiny_bert")]
         yield f"## Accuracy of the parameter server's modes after the same number of examples: {model}\n"
         yield (
             f"BBC news, {settings['steps']} steps, half of the articles held out; {len(settings['seeds'])} "
@@ -94,35 +88,31 @@ def late() -> Iterator[str]:
 
 def killed() -> Iterator[str]:
     """The held-out loss of runs whose workers were killed again and again, and whether it is as without."""
-    path = RESULTS / "faults.json"
-    if not path.exists():
-        return
-    result = load(path)
-    settings = result["settings"]
-    yield f"## {settings['kills']} workers killed in one run of the parameter server\n"
-    rows = [
-        [
-            name,
-            str(len(result["rounds"][name])),
-            spread(summary["loss"], digits=3),
-            spread(summary["seconds"]),
+    for result in results("faults.json"):
+        settings = result["settings"]
+        yield f"## {settings['kills']} workers killed in one run of the parameter server\n"
+        rows = [
+            [
+                name,
+                str(len(result["rounds"][name])),
+                spread(summary["loss"], digits=3),
+                spread(summary["seconds"]),
+            ]
+            for name, summary in result["summary"].items()
         ]
-        for name, summary in result["summary"].items()
-    ]
-    yield table(["", "runs", "held-out loss", "seconds"], rows)
-    verdict = "Every broken" if settings["inside"] else "Not every broken"
-    yield (
-        f"{settings['steps']} steps of three workers, of which two are killed at random moments and started "
-        "again; the others train on meanwhile, without the share of who is missing. "
-        f"{verdict} run's loss lies inside the range of the unbroken ones.\n"
-    )
-    yield footnote(result)
+        yield table(["", "runs", "held-out loss", "seconds"], rows)
+        verdict = "Every broken" if settings["inside"] else "Not every broken"
+        yield (
+            f"{settings['steps']} steps of three workers, of which two are killed at random moments and "
+            "started again; the others train on meanwhile, without the share of who is missing. "
+            f"{verdict} run's loss lies inside the range of the unbroken ones.\n"
+        )
+        yield footnote(result)
 
 
 def uneven() -> Iterator[str]:
     """A step's time where one rank is slow, against what the added speeds allow."""
-    for path in sorted(RESULTS.glob("balance-*.json")):
-        result = load(path)
+    for result in results("balance-*.json"):
         settings = result["settings"]
         yield f"## One of {settings['num_processes']} processes {settings['slower']:g} times slower\n"
         rows = [

@@ -33,7 +33,6 @@ def start(job: Job, world: World, config: Mapping[str, Any]) -> Any:
     engine, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, config=dict(config), dist_init_required=False
     )
-    engine.set_gradient_accumulation_boundary(True)
     return engine
 
 

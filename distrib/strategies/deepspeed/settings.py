@@ -85,7 +85,6 @@ def engine_config(
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # a divisor of the loss, which is divided already
-        "managed_gradient_accumulation": True,  # or gradients would be put together once more in every step
         "gradient_clipping": max_grad_norm or 0.0,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own would be compiled first
