@@ -29,6 +29,7 @@ from distrib.launchers.messages import (
     GREETING,
     SILENCE_SECONDS,
     Message,
+    Silence,
     decode,
     encode,
     software,
@@ -68,7 +69,8 @@ class Agent:
         self._port: socket.socket | None = None
         self._job: str | None = None
         self._partial = b""
-        self._heard = self._said = time.monotonic()
+        self._said = time.monotonic()
+        self._silence = Silence()
         self._lifeline, self._held = os.pipe()
 
     def run(self) -> None:
@@ -103,11 +105,13 @@ class Agent:
             elif not self._outbox.is_full:
                 self._read_output(key.fd, *key.data)
         self._report_exits()
-        now = time.monotonic()
-        if now - self._said > BEAT_SECONDS:
+        if time.monotonic() - self._said > BEAT_SECONDS:
             self._say({"beat": 1})
         self._outbox.flush()
-        return now - self._heard < SILENCE_SECONDS
+        if self._silence.is_too_long():
+            print(f"nothing was heard from the launcher for {SILENCE_SECONDS:g} s", file=sys.stderr)
+            return False
+        return True
 
     def _say(self, message: Message) -> None:
         self._said = time.monotonic()
@@ -115,7 +119,7 @@ class Agent:
 
     def _read_orders(self) -> bool:
         data = os.read(self._orders, 1 << 16)
-        self._heard = time.monotonic()
+        self._silence.broken()
         *lines, self._partial = (self._partial + data).split(b"\n")
         for line in lines:
             for name, value in decode(line).items():

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +25,30 @@ SILENCE_SECONDS = 15.0
 
 GREETING = b"distrib-agent "
 """Begins the agent's first line, which a login shell's own output may stand before."""
+
+
+class Silence:
+    """How long nothing was heard from the other side, as far as this side was awake to hear it.
+
+    A side that was itself stopped or starved for longer than the other's beat counts one beat only: what came
+    meanwhile waits in the pipe, and is read before the next one counts.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._looked = clock()
+        self._seconds = 0.0
+
+    def broken(self) -> None:
+        """Something was heard."""
+        self._seconds = 0.0
+
+    def is_too_long(self) -> bool:
+        """Whether the other side is gone; to be asked at least once a beat."""
+        now = self._clock()
+        self._seconds += min(now - self._looked, BEAT_SECONDS)
+        self._looked = now
+        return self._seconds > SILENCE_SECONDS
 
 
 def encode(message: Message) -> bytes:

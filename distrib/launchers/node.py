@@ -8,7 +8,6 @@ import queue
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ from distrib.launchers.messages import (
     GREETING,
     SILENCE_SECONDS,
     Message,
+    Silence,
     decode,
     encode,
     to_bytes,
@@ -117,7 +117,7 @@ class Node:
         self._answers: queue.Queue[Message | None] = queue.Queue()
         self._writing = threading.Lock()
         self._closing = threading.Event()
-        self._heard = time.monotonic()
+        self._silence = Silence()
         self._process = subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
@@ -201,7 +201,7 @@ class Node:
         assert self._process.stdout is not None
         try:
             for line in self._greeting_on(self._process.stdout):
-                self._heard = time.monotonic()
+                self._silence.broken()
                 self._take(decode(line))
         except ValueError as error:
             self._lose(f"what it says cannot be read ({error})")
@@ -242,7 +242,7 @@ class Node:
         """Signs of life for the agent; none from it for too long means that the host is lost."""
         while not self._closing.wait(BEAT_SECONDS):
             self.say({"beat": 1})
-            if self._ranks and time.monotonic() - self._heard > SILENCE_SECONDS:
+            if self._silence.is_too_long() and self._ranks:
                 self._lose(f"nothing was heard from it for {SILENCE_SECONDS:g} s")
                 self._process.kill()  # ssh would wait longer
 
