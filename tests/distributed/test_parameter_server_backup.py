@@ -31,7 +31,7 @@ def plan(*faults: Fault, size: int = 4, **options: Any) -> JobPlan:
         proof={"steps": STEPS, "microbatch_size": 2},
         faults=list(faults),
         limit=90.0,
-        delays=[0.02] * (size - 2),
+        delays=[0.02] * (size - 2 * options.get("num_servers", 1)),
     )
 
 
@@ -42,6 +42,9 @@ QUICK = {
         Fault(rank=SERVER, step=3, again_after=0.05), Fault(rank=BACKUP, step=14, delay=0.005)
     ),
     "async, two workers": plan(Fault(rank=SERVER, step=7, delay=0.005), mode="async"),
+    "two parts, both servers killed": plan(
+        Fault(rank=3, step=5, delay=0.005), Fault(rank=2, step=12, delay=0.005), size=6, num_servers=2
+    ),
 }
 LONG = {
     "backup killed": plan(Fault(rank=BACKUP, step=7, delay=0.005)),
@@ -49,6 +52,12 @@ LONG = {
     "top-k": plan(compression="topk", topk_share=0.3),
     "top-k, server killed": plan(Fault(rank=SERVER, step=7, delay=0.005), compression="topk", topk_share=0.3),
     "server stopped": plan(Fault(rank=SERVER, step=7, signal="SIGSTOP", again_after=8.0), silent_after=2.0),
+    "two parts, first stopped": plan(
+        Fault(rank=2, step=7, signal="SIGSTOP", again_after=12.0), silent_after=2.0, size=6, num_servers=2
+    ),
+    "two parts, second stopped": plan(
+        Fault(rank=3, step=7, signal="SIGSTOP", again_after=12.0), silent_after=2.0, size=6, num_servers=2
+    ),
     "both at once": plan(Fault(rank=SERVER, step=7), Fault(rank=BACKUP, step=7)),
 }
 
@@ -84,7 +93,7 @@ def where(outcome: Outcome) -> list[str]:
     return [f"{lines[-1:]} {log}" for lines, log in zip(outcome["ranks"], outcome["logs"], strict=True)]
 
 
-@pytest.mark.parametrize("name", ["server killed", "both in turn"])
+@pytest.mark.parametrize("name", ["server killed", "both in turn", "two parts, both servers killed"])
 def test_the_run_is_the_unbroken_one(
     outcomes: dict[str, Outcome], alone: tuple[list[float], list[float]], name: str
 ) -> None:
@@ -94,7 +103,10 @@ def test_the_run_is_the_unbroken_one(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["backup killed", "async", "server stopped"])
+@pytest.mark.parametrize(
+    "name",
+    ["backup killed", "async", "server stopped", "two parts, first stopped", "two parts, second stopped"],
+)
 def test_so_it_is_with_other_faults(
     more_outcomes: dict[str, Outcome], alone: tuple[list[float], list[float]], name: str
 ) -> None:
@@ -157,18 +169,19 @@ def test_a_push_sent_again_is_the_one_that_was_sent(more_outcomes: dict[str, Out
     assert losses[1] == pytest.approx(losses[0], abs=1e-9)
 
 
-def drill(seed: int) -> JobPlan:
+def drill(seed: int, *, num_servers: int = 1) -> JobPlan:
     """A server or backup killed at a random moment, in any mode."""
     chance = random.Random(seed)
     options: dict[str, Any] = chance.choice(
         [{}, {"mode": "async"}, {"mode": "stale", "staleness": 1}, {"mode": "stale", "staleness": 3}]
     )
+    servers, backups = [range(2 + n * num_servers, 2 + (n + 1) * num_servers) for n in range(2)]
     kill = Fault(
-        rank=chance.choice([SERVER, SERVER, BACKUP]),
+        rank=chance.choice([*servers, *servers, *backups]),
         step=chance.randrange(1, STEPS - 1),
         delay=chance.uniform(0.001, 0.04),
     )
-    made = plan(kill, **options)
+    made = plan(kill, size=2 + 2 * num_servers, num_servers=num_servers, **options)
     return dataclasses.replace(made, delays=[chance.choice([0.0, 0.003, 0.02]) for _ in range(2)])
 
 
@@ -178,8 +191,8 @@ def assert_nothing_lost(made: JobPlan, outcome: Outcome, losses: list[float]) ->
     assert outcome["in_time"], where(outcome)
     for rank in range(2):
         assert finished(outcome, rank), outcome["ranks"][rank][-1]
-    updates = [event["updates"] for rank in (SERVER, BACKUP) for event in events(outcome, rank, "done")]
-    assert updates
+    updates = [event["updates"] for rank in range(2, made.size) for event in events(outcome, rank, "done")]
+    assert len(updates) >= made.options["num_servers"]
     assert set(updates) == {2 * STEPS if mode == "async" else STEPS}
     if mode == "sync":
         assert [event["loss"] for event in events(outcome, 0, "end")] == pytest.approx(losses, abs=1e-9)
@@ -189,9 +202,10 @@ def assert_nothing_lost(made: JobPlan, outcome: Outcome, losses: list[float]) ->
 
 @pytest.mark.full
 @pytest.mark.timeout(900)
-def test_a_server_killed_at_random_moments(alone: tuple[list[float], list[float]]) -> None:
-    """40 kills: no update is lost and none is made twice."""
-    plans = [drill(seed) for seed in range(40)]
+@pytest.mark.parametrize("num_servers", [1, 2])
+def test_a_server_killed_at_random_moments(alone: tuple[list[float], list[float]], num_servers: int) -> None:
+    """40 kills: no update is lost and none is made twice, where servers agree on a step neither."""
+    plans = [drill(seed, num_servers=num_servers) for seed in range(40)]
     for made, outcome in zip(plans, run_jobs(plans, limit=850), strict=True):
         assert_nothing_lost(made, outcome, alone[0])
 

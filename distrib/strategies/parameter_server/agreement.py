@@ -1,69 +1,215 @@
-"""How the servers agree on a step: whose gradients are in it, and how long the gradient is."""
+"""How the servers agree on a step: whose gradients are in it, and how long the gradient is.
+
+The first part's server leads: the others ask it, it answers when all have asked. Servers may disagree about
+a worker that died while it pushed: what all of them have in whole counts.
+
+A server may be lost meanwhile, and its backup may not know yet of the step's update. So what was agreed is
+known to the leader's backup before anybody hears of it, and the leader keeps it until all have asked for the
+next step, which they do when their own backups have the update. Whoever takes over asks again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from distrib.strategies.parameter_server.session import Session
+from distrib.errors import LaunchError
+from distrib.strategies.parameter_server.doors import Doors
+from distrib.strategies.parameter_server.hall import Agreed, EndedError, Hall
+from distrib.strategies.parameter_server.ledger import Ledger
+from distrib.strategies.parameter_server.link import Link
+from distrib.strategies.parameter_server.session import Op, Session
+from distrib.strategies.parameter_server.terms import Holder, Terms
+
+TAKEN_OVER_PATIENCE = 2.0
+"""How many times longer than ever a server may take to come to one that took over: it finds out by itself."""
+
+SquaredNorm = Callable[[Collection[int]], float]
+"""Of this server's part of the sum of some workers' pushes."""
 
 
-class Agreement:
-    """A star of sessions: the first server hears the others and answers.
+class Agreement(ABC):
+    """One server's side, between `begin` and `end`."""
 
-    Servers may disagree about a worker that died while it pushed: what all of them have in whole counts.
+    def begin(self, since: int) -> None:  # noqa: B027 (a server alone has nothing to begin)
+        """The server begins to serve; ``since``: the term in which this rank came to hold its part."""
 
-    Args:
-        sessions: the first server's with all others; every other one's with the first.
-    """
+    def beat(self) -> None:  # noqa: B027
+        """Nothing is due yet; to be called more often than the time limit says."""
 
-    def __init__(self, sessions: Sequence[Session], *, leads: bool, num_workers: int) -> None:
-        self._sessions, self._leads, self._num_workers = sessions, leads, num_workers
+    def end(self) -> None:  # noqa: B027
+        """The server has ended as it should."""
 
-    def settle(
-        self, ranks: Collection[int], *, squared_norm: Callable[[Collection[int]], float]
-    ) -> tuple[list[int], float]:
-        """Whose pushes all servers have, and the squared norm of the whole of their sum.
+    @abstractmethod
+    def settle(self, step: int, ranks: Collection[int], *, squared_norm: SquaredNorm) -> Agreed:
+        """Whose pushes of ``step`` all servers have, and the squared norm of the whole of their sum.
 
         Args:
             ranks: the workers whose pushes this server has.
-            squared_norm: of this server's part of the sum of some workers' pushes.
         """
+
+
+class Leading(Agreement):
+    """The first part's side, with a thread for each other server.
+
+    Args:
+        others: by part, the rank that holds it from the start and its terms.
+    """
+
+    def __init__(
+        self, hall: Hall, ledger: Ledger, doors: Doors, *, others: Mapping[int, tuple[int, Terms | None]]
+    ) -> None:
+        self._hall, self._ledger, self._doors, self._others = hall, ledger, doors, others
+        self._asked: dict[int, Agreed] = {}
+        """By part, what is to be settled next; taken out when it is answered."""
+        self._common: Collection[int] = ()
+        """Whose pushes all servers have, where they have to count anew."""
+
+    def begin(self, since: int) -> None:
+        for part in self._others:
+            serve = partial(self._serve, part, since)
+            threading.Thread(target=serve, name=f"part-{part}", daemon=True).start()
+
+    def settle(self, step: int, ranks: Collection[int], *, squared_norm: SquaredNorm) -> Agreed:
+        while self._hall.agreed.step != step:
+            ours = Agreed(step=step, ranks=sorted(ranks), square=squared_norm(ranks))
+            with self._hall.told():
+                self._hall.wait_for(lambda: self._asked.keys() == self._others.keys())
+                ranks = self._count([ours, *(self._asked[part] for part in sorted(self._asked))])
+                self._asked = {}
+        return self._hall.agreed
+
+    def _count(self, counts: list[Agreed]) -> Collection[int]:
+        assert len({each.step for each in counts}) == 1, "nobody is a step ahead of what was agreed"
+        common = sorted(set(counts[0].ranks).intersection(*(each.ranks for each in counts)))
+        self._common = common
+        if all(each.ranks == common for each in counts):
+            square = sum(each.square for each in counts)
+            self._hall.agreed = Agreed(step=counts[0].step, ranks=common, square=square)
+            if self._others:
+                self._ledger.keep()
+        return common
+
+    def _serve(self, part: int, since: int) -> None:
+        """Answers whoever holds a part, until it leaves or is lost for good."""
+        rank, terms = self._others[part]
+        holder = Holder(rank=rank) if terms is None else terms.holder()
+        patience = TAKEN_OVER_PATIENCE if since else None
+        try:
+            while (lost := self._serve_one(part, holder, since=since, patience=patience)) is not None:
+                found = None if terms is None else terms.successor(holder)
+                if found is None:
+                    raise lost
+                print(f"notice: {lost}; rank {found.rank} has taken over", file=sys.stderr, flush=True)
+                holder, patience = found, TAKEN_OVER_PATIENCE
+        except EndedError:
+            pass
+        except BaseException as error:  # noqa: BLE001 (the main thread raises it)
+            self._hall.fail(error)
+
+    def _serve_one(
+        self, part: int, holder: Holder, *, since: int, patience: float | None
+    ) -> LaunchError | None:
+        """How a holder was lost; None: it has left."""
+        try:
+            session = self._doors.open(holder.rank, number=holder.since, since=since, patience=patience)
+            self._answer_all(part, session)
+        except LaunchError as error:
+            return error
+        return None
+
+    def _answer_all(self, part: int, session: Session) -> None:
+        while (message := session.hear()).op != Op.LEAVE:
+            step, square = int(message.numbers[0]), message.numbers[1]
+            ranks = ranks_of(session.receive(self._mask()))
+            asked = Agreed(step=step, ranks=ranks, square=square)
+            answer = self._answer(part, asked, session)
+            session.tell(Op.SETTLE, answer is not None, 0.0 if answer is None else answer.square)
+            session.send(self._mask(self._common if answer is None else answer.ranks))
+        session.confirm()
+
+    def _answer(self, part: int, asked: Agreed, session: Session) -> Agreed | None:
+        """What was agreed; None: to be counted anew over those whom all have in common."""
+        with self._hall.told():
+            if asked.step > self._hall.agreed.step:
+                self._asked[part] = asked
+                self._hall.changed.notify_all()
+                self._hall.wait_while_telling(session, lambda: part not in self._asked)
+            assert asked.step >= self._hall.agreed.step, "the others' backups have what was agreed before"
+            return self._hall.agreed if asked.step == self._hall.agreed.step else None
+
+    def _mask(self, ranks: Collection[int] = ()) -> Tensor:
+        return mask_of(ranks, num_workers=self._hall.num_workers)
+
+
+class Following(Agreement):
+    """Every other part's side.
+
+    Args:
+        connect: opens the way to the leader, by the term in which this rank came to hold its part.
+    """
+
+    def __init__(self, connect: Callable[[int], Link], *, num_workers: int) -> None:
+        self._connect, self._num_workers = connect, num_workers
+        self._link: Link | None = None
+        self._beat_at = 0.0
+
+    def begin(self, since: int) -> None:
+        try:
+            self._link = self._connect(since)
+        except LaunchError as error:
+            if not since:
+                raise
+            # Where the workers have left the leader already, they have no step to be settled either.
+            print(f"notice: {error}", file=sys.stderr, flush=True)
+
+    def beat(self) -> None:
+        now = time.monotonic()
+        if self._link is not None and now > self._beat_at + self._link.session.beat_seconds:
+            self._beat_at = now
+            with suppress(LaunchError):  # it is asked next if there is a next step
+                self._link.session.beat()
+
+    def end(self) -> None:
+        if self._link is not None:
+            with suppress(LaunchError):  # it may have ended before
+                self._link.session.tell(Op.LEAVE)
+                self._link.session.confirmed()
+
+    def settle(self, step: int, ranks: Collection[int], *, squared_norm: SquaredNorm) -> Agreed:
+        if self._link is None:
+            raise LaunchError("the first part's server does not answer")
         while True:
-            square = squared_norm(ranks)
-            agreed, total = self._exchange(self._vector(ranks, square), square)
-            if agreed is not None:
-                return sorted(agreed), total
-            ranks = [rank for rank in ranks if self._common[rank]]
+            ours = Agreed(step=step, ranks=sorted(ranks), square=squared_norm(ranks))
+            is_settled, answer = self._link.exchange(partial(self._ask, ours))
+            if is_settled:
+                return answer
+            ranks = answer.ranks
 
-    def _vector(self, ranks: Collection[int], square: float) -> Tensor:
-        vector = torch.zeros(self._num_workers + 1, dtype=torch.float64)
-        vector[list(ranks)] = 1.0
-        vector[-1] = square
-        return vector
+    def _ask(self, ours: Agreed, session: Session) -> tuple[bool, Agreed]:
+        session.tell(Op.SETTLE, ours.step, ours.square)
+        session.send(mask_of(ours.ranks, num_workers=self._num_workers))
+        is_settled, square = session.hear().numbers[:2]
+        ranks = ranks_of(session.receive(mask_of((), num_workers=self._num_workers)))
+        return bool(is_settled), Agreed(step=ours.step, ranks=ranks, square=square)
 
-    def _exchange(self, ours: Tensor, square: float) -> tuple[list[int] | None, float]:
-        """The agreed ranks and the total; None where the servers have to count anew."""
-        answer = self._lead(ours) if self._leads else self._follow(ours)
-        self._common = answer[:-1] > 0
-        unanimous = bool(answer[:-1].eq(1).logical_or(answer[:-1].eq(0)).all())
-        return (self._common.nonzero().flatten().tolist() if unanimous else None), answer[-1].item()
 
-    def _lead(self, ours: Tensor) -> Tensor:
-        rows = [ours, *(session.receive(torch.empty_like(ours)) for session in self._sessions)]
-        table = torch.stack(rows)
-        answer = torch.cat([table[:, :-1].amin(0), table[:, -1].sum().view(1)])
-        if not torch.equal(table[:, :-1].amin(0), table[:, :-1].amax(0)):
-            answer[:-1] *= 2.0  # not 1: count anew, over those alone
-        for session in self._sessions:
-            session.settle()  # it has the answer before
-            session.send(answer)
-        return answer
+def mask_of(ranks: Collection[int], *, num_workers: int) -> Tensor:
+    """A byte for each worker: 1 for those in ``ranks``."""
+    mask = torch.zeros(num_workers, dtype=torch.uint8)
+    mask[list(ranks)] = 1
+    return mask
 
-    def _follow(self, ours: Tensor) -> Tensor:
-        self._sessions[0].send(ours)
-        answer = self._sessions[0].receive(torch.empty_like(ours))
-        self._sessions[0].settle()
-        return answer
+
+def ranks_of(mask: Tensor) -> list[int]:
+    """The opposite."""
+    found: list[int] = mask.nonzero().flatten().tolist()
+    return found

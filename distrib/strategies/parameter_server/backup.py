@@ -38,19 +38,13 @@ class Backup:
     def _follow_to_the_end(self) -> Message | None:
         """What the server says when it ends; None: it was lost, and this rank has won its part."""
         try:
-            while (message := self._hear()).op != Note.END:
+            while (message := self._session.hear()).op != Note.END:
                 self._follow(message)
         except LaunchError as error:
             self._take_over(error)
             return None
         with suppress(LaunchError):
             self._session.confirm()
-        return message
-
-    def _hear(self) -> Message:
-        """What is told next, apart from signs of life."""
-        while (message := self._session.hear()).op == Note.BEAT:
-            pass
         return message
 
     def _follow(self, message: Message) -> None:
@@ -65,7 +59,7 @@ class Backup:
     def _update(self, message: Message) -> None:
         norm, lr = message.numbers[:2]
         gradient = self._session.receive(torch.empty_like(self._part.vector))
-        self._acknowledge(self._hear())
+        self._acknowledge(self._session.hear())
         touched = self._part.pieces.keys() if message.text is None else message.text
         self._part.update(gradient, touched=frozenset(touched), norm=norm, lr=lr)
 
@@ -78,7 +72,7 @@ class Backup:
                 value = torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
                 self._session.receive(as_bytes(value))
                 slots[name, slot] = value
-        self._acknowledge(self._hear())
+        self._acknowledge(self._session.hear())
         with torch.no_grad():
             self._part.vector.copy_(vector)
         for (name, slot), value in slots.items():

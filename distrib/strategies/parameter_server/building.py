@@ -11,7 +11,7 @@ from torch import nn
 from distrib.core import Job
 from distrib.errors import ConfigError, LaunchError
 from distrib.parallel.replica import Replica
-from distrib.strategies.parameter_server.agreement import Agreement
+from distrib.strategies.parameter_server.agreement import TAKEN_OVER_PATIENCE, Agreement, Following, Leading
 from distrib.strategies.parameter_server.averaging import Averaging
 from distrib.strategies.parameter_server.backup import Backup
 from distrib.strategies.parameter_server.doors import Doors
@@ -67,8 +67,12 @@ def worker(options: ParameterServer, job: Job, world: World) -> Worker:
 
 
 def _link(options: ParameterServer, doors: Doors, world: World, *, part: int) -> Link:
-    terms = _terms(options, world, part=part) if options.server_backups else None
+    terms = _terms_if_any(options, world, part=part)
     return Link(doors, options.num_workers(world.size) + part, number=world.rejoin, terms=terms)
+
+
+def _terms_if_any(options: ParameterServer, world: World, *, part: int) -> Terms | None:
+    return _terms(options, world, part=part) if options.server_backups else None
 
 
 def _terms(options: ParameterServer, world: World, *, part: int) -> Terms:
@@ -135,10 +139,16 @@ def _fresh_server(
         min_workers=options.min_workers or 1,
     )
     ledger = Ledger(held, hall, rank=world.rank, terms=terms)
-    agreement = _agreement(options, doors, world, part=part)
-    update = _update(options, held, hall, ledger, agreement)
+    agreement = _agreement(options, world, hall, ledger, part=part)
     return Server(
-        held, hall, doors=doors, update=update, ledger=ledger, partner=partner, packing=_packing(options)
+        held,
+        hall,
+        doors=doors,
+        update=_update(options, held, hall, ledger, agreement),
+        agreement=agreement,
+        ledger=ledger,
+        partner=partner,
+        packing=_packing(options),
     )
 
 
@@ -152,12 +162,22 @@ def _update(options: ParameterServer, part: Part, hall: Hall, ledger: Ledger, ag
     return Centre(part, hall, ledger, share=options.elastic)
 
 
-def _agreement(options: ParameterServer, doors: Doors, world: World, *, part: int) -> Agreement:
+def _agreement(options: ParameterServer, world: World, hall: Hall, ledger: Ledger, *, part: int) -> Agreement:
     first = options.num_workers(world.size)
-    others = range(first + 1, first + options.num_servers) if part == 0 else [first]
-    needed = options.mode != "async" and options.elastic is None
-    sessions = [doors.open(rank) for rank in others] if needed else []
-    return Agreement(sessions, leads=part == 0, num_workers=first)
+    doors = _doors(options, world, patience=PATIENCE)
+    if options.mode == "async" or options.elastic is not None:
+        return Leading(hall, ledger, doors, others={})
+    if part == 0:
+        numbers = range(1, options.num_servers)
+        others = {n: (first + n, _terms_if_any(options, world, part=n)) for n in numbers}
+        return Leading(hall, ledger, doors, others=others)
+
+    def connect(since: int) -> Link:
+        patience = TAKEN_OVER_PATIENCE if since else None
+        terms = _terms_if_any(options, world, part=0)
+        return Link(doors, first, number=since, terms=terms, patience=patience)
+
+    return Following(connect, num_workers=first)
 
 
 def _doors(options: ParameterServer, world: World, *, patience: float) -> Doors:

@@ -44,11 +44,14 @@ class Desk:
     def _step(self, message: Message) -> None:
         push = self._take_push(message)
         with self._hall.changed:
-            self._hall.wait_for(lambda: self._hall.rules.may_go_on(push, version=self._hall.version or 0))
+            self._hall.wait_while_telling(self._session, lambda: self._may_go_on(push))
             weights = self._weights_for(push)
             numbers = (self._hall.version or 0, *self._result_of(push), self._hall.stop_at)
         self._session.tell(Op.STEP, *numbers)
         self._send_buckets(weights)
+
+    def _may_go_on(self, push: Push) -> bool:
+        return self._hall.rules.may_go_on(push, version=self._hall.version or 0)
 
     def _take_push(self, message: Message) -> Push:
         step, base = int(message.numbers[0]), int(message.numbers[1])
@@ -106,8 +109,9 @@ class Desk:
     def _meet(self, message: Message) -> None:
         step, count, length = map(int, message.numbers[:3])
         vector = self._session.receive(torch.empty(length, dtype=torch.float64))
-        total = self._hall.meet(self._rank, (step, count), vector)
+        total = self._hall.meet(self._rank, (step, count), vector, session=self._session)
         self._server.ledger.keep()
+        self._session.tell(Op.MEET)
         self._session.send(total)
 
     def _tally(self, message: Message) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distrib.errors import LaunchError, TrainingError
 from distrib.strategies.parameter_server.rules import Push, Rules, Seat
+from distrib.strategies.parameter_server.session import Session
 
 
 @dataclass(kw_only=True)
@@ -22,6 +23,17 @@ class Result:
     norm: float = 0.0
     loss: float = 0.0
     updated: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreed:
+    """What the servers have agreed on, or what one of them has to say to it."""
+
+    step: int = -1
+    ranks: list[int] = field(default_factory=list)
+    """The workers whose pushes are in the step."""
+    square: float = 0.0
+    """The squared norm of their sum, or of a server's part of it."""
 
 
 @dataclass(kw_only=True)
@@ -57,6 +69,8 @@ class Hall:
         self.version: int | None = None
         self._first = 0
         self.result = Result()
+        self.agreed = Agreed()
+        """On the step of the last update, or on that of the next."""
         self.failure: BaseException | None = None
         self._meetings: dict[tuple[int, int], Meeting] = {}
         self._tallies: dict[int, Tensor] = {}
@@ -75,6 +89,11 @@ class Hall:
         if self.failure is not None:
             raise EndedError
         return came
+
+    def wait_while_telling(self, session: Session, ready: Callable[[], bool]) -> None:
+        """As `wait_for`, and the peer that is to be answered hears meanwhile that this server lives."""
+        while not self.wait_for(ready, timeout=session.beat_seconds):
+            session.beat()
 
     def push(self, push: Push) -> None:
         """Takes a worker's push; one of a step that is over comes too late and counts as done."""
@@ -155,13 +174,15 @@ class Hall:
             self.lost.pop(rank, None)
         return begin
 
-    def meet(self, rank: int, key: tuple[int, int], vector: Tensor) -> Tensor:
+    def meet(self, rank: int, key: tuple[int, int], vector: Tensor, *, session: Session) -> Tensor:
         """The sum of all workers' vectors; waits for every worker that was there before step ``key[0]``."""
         with self.told():
             meeting = self._meetings.setdefault(key, Meeting())
             meeting.came[rank] = vector
         with self.told():
-            self.wait_for(lambda: meeting.total is not None or self._all_came(key[0], meeting))
+            self.wait_while_telling(
+                session, lambda: meeting.total is not None or self._all_came(key[0], meeting)
+            )
             if meeting.total is None:
                 meeting.total, meeting.came = sum_of(meeting.came), {}
                 self._forget_meetings(but=key)
@@ -191,6 +212,7 @@ class Hall:
             "version": self.version,
             "first": self._first,
             "result": asdict(self.result),
+            "agreed": asdict(self.agreed),
             "seats": [asdict(seat) for seat in self.seats.values()],
             "lost": list(self.lost.items()),
             "tallies": [[rank, vector.tolist()] for rank, vector in self._tallies.items()],
@@ -205,7 +227,7 @@ class Hall:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Takes over another server's state."""
         self.version, self._first, self.stop_at = state["version"], state["first"], state["stop_at"]
-        self.result = Result(**state["result"])
+        self.result, self.agreed = Result(**state["result"]), Agreed(**state["agreed"])
         self.seats = {values["rank"]: Seat(**values) for values in state["seats"]}
         self.lost = dict(state["lost"])
         self._tallies = {rank: as_vector(values) for rank, values in state["tallies"]}

@@ -23,9 +23,6 @@ from distrib.strategies.parameter_server.terms import NOBODY, Terms
 
 T = TypeVar("T")
 
-BEATS = 4
-"""In the time after which silence is taken for death."""
-
 
 class Ledger:
     """One server's way to its backup. Without one, nothing is told and nothing waited for.
@@ -134,11 +131,11 @@ class Ledger:
 
     def _beat(self, session: Session) -> None:
         """Lets the backup know that this server lives, though its workers may be busy."""
-        while not self._ended.wait(session.limit.total_seconds() / BEATS):
+        while not self._ended.wait(session.beat_seconds):
             with self._turn:
                 if self._session is not session:
                     return
                 try:
-                    session.tell(Note.BEAT)
+                    session.beat()
                 except LaunchError:
                     return  # whoever tells it something next finds out

@@ -1,9 +1,12 @@
-"""A worker's way to whoever holds one server's part."""
+"""A worker's, or another server's, way to whoever holds one server's part."""
 
 from __future__ import annotations
 
+import queue
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from distrib.errors import LaunchError
@@ -22,14 +25,20 @@ class Link:
     """A session with a server, and after its loss one with the rank that has taken over.
 
     Args:
-        number: of this worker's restarts.
+        number: of this worker's restarts; of a server, the term in which it came to hold its part.
+        patience: how many times the limit the holder may take to come first; None: it may be starting still.
         terms: of the server's part; None: it has no backup, and its loss is raised at once.
     """
 
-    def __init__(self, doors: Doors, rank: int, *, number: int, terms: Terms | None) -> None:
+    def __init__(
+        self, doors: Doors, rank: int, *, number: int, terms: Terms | None, patience: float | None = None
+    ) -> None:
         self._doors, self._number, self._terms = doors, number, terms
         self._holder = Holder(rank=rank) if terms is None else terms.holder()
-        self.session = doors.open(self._holder.rank, number=number, since=self._holder.since)
+        try:
+            self.session = self._open(self._holder, patience=patience)
+        except LaunchError as error:
+            self.session = self._open_next(error)
         self.error: LaunchError | None = None
         self.is_new = False
         """The session was opened after the exchange under way had begun with the lost one."""
@@ -71,12 +80,57 @@ class Link:
                 self.attempt(again)
 
     def _renew(self, error: LaunchError) -> None:
+        old, self.session = self.session, self._open_next(error)
+        self.session.sent, self.session.received = old.sent, old.received
+        self.error, self.is_new = None, True
+
+    def _open_next(self, error: LaunchError) -> Session:
         found = None if self._terms is None else self._terms.successor(self._holder)
         if found is None:
             raise error
         print(f"notice: {error}; rank {found.rank} has taken over", file=sys.stderr, flush=True)
-        old, self._holder = self.session, found
-        self.session = self._doors.open(found.rank, number=self._number, since=found.since, patience=1.0)
-        self.session.sent, self.session.received = old.sent, old.received
-        self.session.limit *= ANSWER_PATIENCE
-        self.error, self.is_new = None, True
+        self._holder = found
+        session = self._open(found, patience=1.0)
+        session.limit *= ANSWER_PATIENCE
+        return session
+
+    def _open(self, holder: Holder, *, patience: float | None) -> Session:
+        return self._doors.open(holder.rank, number=self._number, since=holder.since, patience=patience)
+
+
+def exchange_all(
+    links: Sequence[Link], talk: Callable[[Session], T], *, again: Callable[[int, Session], None]
+) -> list[T]:
+    """What ``talk`` returns on each link; ``again``, with the link's number, as of `Link.exchange`.
+
+    Servers wait for each other. Where one may be lost and its backup wants all said again, no other's answer
+    is waited for before.
+    """
+    calls = [partial(link.exchange, talk, again=partial(again, number)) for number, link in enumerate(links)]
+    if len(links) == 1 or not any(link.has_backup for link in links):
+        return [call() for call in calls]
+    return at_once(calls)
+
+
+def at_once(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """What the calls return, each made in a thread of its own. Raises what one of them raises first.
+
+    Daemons, as what the others wait for may never come then.
+    """
+    done: queue.SimpleQueue[tuple[int, T | BaseException]] = queue.SimpleQueue()
+
+    def run(number: int) -> None:
+        try:
+            done.put((number, calls[number]()))
+        except BaseException as error:  # noqa: BLE001 (the caller raises it)
+            done.put((number, error))
+
+    for number in range(len(calls)):
+        threading.Thread(target=run, args=(number,), name=f"answer-{number}", daemon=True).start()
+    found: dict[int, T] = {}
+    while len(found) < len(calls):
+        number, result = done.get()
+        if isinstance(result, BaseException):
+            raise result
+        found[number] = result
+    return [found[number] for number in range(len(calls))]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed import DistError
 
 from distrib.errors import LaunchError
+from distrib.strategies.parameter_server.agreement import Agreement
 from distrib.strategies.parameter_server.desk import Desk
 from distrib.strategies.parameter_server.doors import Doors
 from distrib.strategies.parameter_server.hall import EndedError, Hall
@@ -42,6 +43,7 @@ class Server:
         *,
         doors: Doors,
         update: Update,
+        agreement: Agreement,
         ledger: Ledger,
         partner: int | None,
         packing: Packing | None,
@@ -50,7 +52,7 @@ class Server:
         self.packing = packing
         self.since = 0
         """The term in which this rank came to hold the part; 0: from the start."""
-        self._doors, self._make_update, self._partner = doors, update, partner
+        self._doors, self._make_update, self._agreement, self._partner = doors, update, agreement, partner
         self._names = [name for bucket in part.layout.buckets for name in bucket.starts]
         self._restarts = dict.fromkeys(range(hall.num_workers), 0)
         self._knocks, self._looked_at = 0, 0.0
@@ -62,9 +64,11 @@ class Server:
                 self._restarts |= {rank: self._doors.knocked(rank) for rank in self.hall.seats}
             for rank in list(self.hall.seats):
                 self._attend(rank)
+            self._agreement.begin(self.since)
             while not self.hall.is_empty():
                 if pushes := self._next():
                     self._update(pushes)
+                self._agreement.beat()
                 self._look_for_restarts()
         except EndedError:
             assert self.hall.failure is not None
@@ -74,6 +78,7 @@ class Server:
             self.hall.fail(error)
             self.ledger.end(error)
             raise
+        self._agreement.end()
         self.ledger.end(None)
 
     def _next(self) -> list[Push]:

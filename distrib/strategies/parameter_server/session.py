@@ -29,6 +29,8 @@ from torch import Tensor
 from distrib.errors import LaunchError, PeerLostError
 
 NUM_NUMBERS = 8
+BEAT = 0
+"""A header that says no more than that who sent it lives, while it waits for others."""
 HEADER, BODY, RECEIPT, PUSH, PULL = range(5)
 """Tags; buckets have tags of their own above `PUSH` and `PULL`."""
 
@@ -36,6 +38,9 @@ IN_ONE_PIECE = 512
 """Bytes that come whole or not at all: far below any network's packet, gloo's own header with them."""
 MARK = 2**24
 """Added to a tag: of the byte that follows a longer message."""
+
+BEATS = 4
+"""In the time after which silence is taken for death."""
 
 GLOO_WORDS = re.compile(r"\[/\S+\] |\. This is typically.*")
 """Where in gloo's sources an error was raised, and its advice."""
@@ -68,6 +73,8 @@ class Op(IntEnum):
     """The worker is done; answered when all who must know do."""
     AGAIN = auto()
     """Gradients of a step that was answered already follow, for a server that took over; not answered."""
+    SETTLE = auto()
+    """Another server's: the workers whose pushes it has follow; answered with those that all servers have."""
 
 
 class Note(IntEnum):
@@ -79,8 +86,6 @@ class Note(IntEnum):
     """The gradient of an update and then its `STATE` follow."""
     WHOLE = auto()
     """The weights, the optimizer's slots, and then the `STATE` follow."""
-    BEAT = auto()
-    """It lives; nothing is answered."""
     END = auto()
     """It has ended, for the reason that comes as text; null: all workers have left."""
 
@@ -174,16 +179,30 @@ class Session:
     def hear(self) -> Message:
         """The next header, by which the peer shows that it has all that was sent to it before.
 
-        Of what it is sent a peer answers everything, or asks for the next when it has come.
+        Of what it is sent a peer answers everything, or asks for the next when it has come. While it waits
+        for others it says that it lives, so that the time limit is of its silence alone.
         """
-        header = torch.zeros(NUM_NUMBERS, dtype=torch.float64)
-        self.start_receive(header, HEADER).wait()
-        op, length, *numbers = header.tolist()
+        op, length, *numbers = self._next_header()
+        while op == BEAT:
+            op, length, *numbers = self._next_header()
         text = None
         if length:
             text = json.loads(bytes(self.receive(torch.zeros(int(length), dtype=torch.uint8)).tolist()))
         self.settle()
         return Message(op=int(op), numbers=numbers, text=text)
+
+    def _next_header(self) -> list[float]:
+        header: list[float] = self.receive(torch.zeros(NUM_NUMBERS, dtype=torch.float64), HEADER).tolist()
+        return header
+
+    def beat(self) -> None:
+        """Tells the peer that this side lives, while it waits for others; as often as `beat_seconds` says."""
+        self.tell(BEAT)
+
+    @property
+    def beat_seconds(self) -> float:
+        """Well within the time after which silence is taken for death."""
+        return self.limit.total_seconds() / BEATS
 
     def ask(self, op: int, *numbers: float, text: Any = None) -> Message:
         """A header and the answer to it."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 
+from distrib.errors import LaunchError
 from distrib.strategies.parameter_server.agreement import Agreement
 from distrib.strategies.parameter_server.facts import Facts
-from distrib.strategies.parameter_server.hall import Hall, Result
+from distrib.strategies.parameter_server.hall import Agreed, Hall, Result
 from distrib.strategies.parameter_server.ledger import Ledger
 from distrib.strategies.parameter_server.part import Part
 from distrib.strategies.parameter_server.rules import Push
@@ -42,6 +43,8 @@ class Summed(Update):
         super().__init__(part, hall, ledger)
         self._agreement = agreement
         self._sum = torch.empty_like(part.vector)
+        self._summed: list[int] = []
+        """The workers whose gradients are in it."""
 
     def __call__(self, pushes: list[Push]) -> None:
         by_rank = {push.rank: push for push in pushes}
@@ -51,9 +54,12 @@ class Summed(Update):
             self._add_up([by_rank[rank] for rank in sorted(ranks)])
             return self._part.squared_norm(self._sum, touched=touched)
 
-        ranks, square = self._agreement.settle(by_rank.keys(), squared_norm=squared_norm)
-        used, version = [by_rank[rank] for rank in ranks], pushes[0].step
-        norm, loss = math.sqrt(square), sum(push.loss for push in used) * self._factor(used)
+        version = pushes[0].step
+        agreed = self._agreement.settle(version, by_rank.keys(), squared_norm=squared_norm)
+        used = agreed_on(agreed, by_rank)
+        if self._summed != agreed.ranks:  # it was agreed on before this rank took over
+            self._add_up(used)
+        norm, loss = math.sqrt(agreed.square), sum(push.loss for push in used) * self._factor(used)
         lr = self._part.job.lr(version)
         if not used:
             touched, norm = frozenset(), math.nan  # no update, on the backup neither
@@ -63,6 +69,7 @@ class Summed(Update):
             self._hall.finish(pushes, Result(norm=norm, loss=loss, updated=updated))
 
     def _add_up(self, pushes: list[Push]) -> None:
+        self._summed = [push.rank for push in pushes]
         if not pushes:
             self._sum.zero_()
             return
@@ -77,6 +84,16 @@ class Summed(Update):
         if not pushes or len(pushes) == self._hall.num_workers:
             return 1.0
         return pushes[0].step_targets / max(sum(push.targets for push in pushes), 1.0)
+
+
+def agreed_on(agreed: Agreed, by_rank: Mapping[int, Push]) -> list[Push]:
+    """The pushes of an update. Raises `LaunchError` where one was lost with its worker and a server."""
+    if gone := [rank for rank in agreed.ranks if rank not in by_rank]:
+        raise LaunchError(
+            f"the gradient of worker rank {gone[0]} in step {agreed.step} is in the other servers' parts and "
+            "not in this one: it was lost together with the server that this rank has taken over from"
+        )
+    return [by_rank[rank] for rank in agreed.ranks]
 
 
 class Alone(Update):
@@ -126,8 +143,8 @@ class Mean(Update):
 
     def __call__(self, pushes: list[Push]) -> None:
         by_rank = {push.rank: push for push in pushes}
-        ranks, _ = self._agreement.settle(by_rank.keys(), squared_norm=lambda _: 0.0)
-        used = [by_rank[rank] for rank in ranks if by_rank[rank].targets]
+        agreed = self._agreement.settle(pushes[0].step, by_rank.keys(), squared_norm=lambda _: 0.0)
+        used = [push for push in agreed_on(agreed, by_rank) if push.targets]
         total = sum(push.targets for push in used)
         with self._hall.told():
             if used:

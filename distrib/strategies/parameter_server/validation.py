@@ -82,6 +82,3 @@ def _check_backups(strategy: ParameterServer) -> None:
     if backups and strategy.mode == "average":
         remedy = "mode=average keeps no backups: its workers hold the weights; strategy.server_backups=0"
         raise ConfigError("strategy.server_backups", backups, remedy)
-    if backups and strategy.num_servers > 1 and strategy.mode != "async":
-        remedy = f"not with strategy.num_servers={strategy.num_servers}, unless mode=async; take one server"
-        raise ConfigError("strategy.server_backups", backups, remedy)

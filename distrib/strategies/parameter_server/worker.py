@@ -21,7 +21,7 @@ from distrib.strategies.parameter_server import state
 from distrib.strategies.parameter_server.downlink import Downlink
 from distrib.strategies.parameter_server.feedback import Feedback
 from distrib.strategies.parameter_server.layout import Layout
-from distrib.strategies.parameter_server.link import Link
+from distrib.strategies.parameter_server.link import Link, exchange_all
 from distrib.strategies.parameter_server.outbox import Outbox
 from distrib.strategies.parameter_server.packing import Packing
 from distrib.strategies.parameter_server.session import Op, Session
@@ -168,10 +168,8 @@ class Worker:
             repeat, expect = partial(self._repeat, push, server), partial(self._down.expect, server)
             link.attempt(repeat if link.is_new else expect)
         with self.spent.on("waited"):
-            answers = [
-                link.exchange(Session.hear, again=partial(self._repeat, push, server)).numbers
-                for server, link in enumerate(self.links)
-            ]
+            heard = exchange_all(self.links, Session.hear, again=partial(self._repeat, push))
+        answers = [message.numbers for message in heard]
         version, norm, loss, updated, stop_at = answers[0][:5]
         self.version, self.stop_at = int(version), int(stop_at)
         self._up.keep(push, since=int(min(answer[0] for answer in answers)))
@@ -252,9 +250,8 @@ class Worker:
         def talk(session: Session) -> Tensor:
             session.tell(Op.MEET, self.done, self._meetings, vector.numel())
             session.send(vector)
-            total = session.receive(torch.empty_like(vector))
-            session.settle()
-            return total
+            session.hear()
+            return session.receive(torch.empty_like(vector))
 
         return unflatten(self.links[0].exchange(talk), sums)
 
