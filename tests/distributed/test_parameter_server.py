@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -206,12 +207,16 @@ def test_a_meeting_is_not_held_twice() -> None:
     """A worker that was not answered hears the sum, which others have had, from the server that took over."""
     before, after = hall_with(0), hall_with()
     vectors = {rank: torch.full((2,), 1.0 + rank, dtype=torch.float64) for rank in range(2)}
-    early = threading.Thread(target=before.meet, args=(0, (3, 1), vectors[0]))
+    session = Mock(beat_seconds=0.02)
+    early = threading.Thread(target=before.meet, args=(0, (3, 1), vectors[0]), kwargs={"session": session})
     early.start()
-    total = before.meet(1, (3, 1), vectors[1])
+    time.sleep(0.2)
+    session.beat.assert_called()  # while it waits for the other
+    total = before.meet(1, (3, 1), vectors[1], session=session)
     early.join(5)
     after.restore(json.loads(json.dumps(before.state())))
-    assert after.meet(0, (3, 1), vectors[0]).tolist() == total.tolist() == [3.0, 3.0]
+    again = after.meet(0, (3, 1), vectors[0], session=session)
+    assert again.tolist() == total.tolist() == [3.0, 3.0]
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from distrib.errors import PeerLostError
-from distrib.strategies.parameter_server.session import IN_ONE_PIECE, Session
+from distrib.errors import LaunchError, PeerLostError
+from distrib.strategies.parameter_server.session import IN_ONE_PIECE, Op, Session
 
 LIMIT = 30.0
 
@@ -30,7 +30,7 @@ def session_over(file: Path, *, rank: int) -> Session:
 def send_and_die(file: Path, numel: int, after: float) -> None:
     """Sends more than sockets hold and is killed in the middle of it."""
     session, message = session_over(file, rank=1), torch.ones(numel)
-    assert session.hear().op == 0
+    assert session.hear().op == Op.FACTS
     threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL)).start()
     session.send(message)
     time.sleep(LIMIT)
@@ -45,7 +45,7 @@ def test_a_peer_that_dies_in_the_middle_of_a_message_is_lost_at_once(tmp_path: P
     other.start()
     try:
         session, message = session_over(file, rank=0), torch.ones(numel)
-        session.tell(0)
+        session.tell(Op.FACTS)
         with pytest.raises(PeerLostError, match="lost rank 1"):
             session.receive(message)
     finally:
@@ -58,7 +58,7 @@ def stop(file: Path, numel: int) -> None:
     """Is ready for a message, and then stops before it comes."""
     session = session_over(file, rank=1)
     session.start_receive(torch.zeros(numel))
-    session.tell(0)
+    session.tell(Op.FACTS)
     time.sleep(0.2)  # gloo's own thread tells that it is ready
     os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -109,8 +109,45 @@ def test_messages_of_one_tag_keep_their_order(tmp_path: Path) -> None:
         theirs = [torch.zeros_like(tensor) for tensor in ours]
         for waiting in [session.start_receive(tensor, 5) for tensor in theirs]:
             waiting.wait()
-        session.tell(0)
+        session.tell(Op.FACTS)
         assert all(map(torch.equal, ours, theirs))
     finally:
         other.join(LIMIT)
         other.kill()
+
+
+def answer_late(file: Path, beats: bool) -> None:
+    """Answers after more than the time limit; with ``beats`` it says meanwhile that it lives."""
+    session = session_over(file, rank=1)
+    session.limit = timedelta(seconds=1)
+    session.hear()
+    until = time.monotonic() + 2.5
+    while time.monotonic() < until:
+        time.sleep(session.beat_seconds)
+        if beats:
+            session.beat()
+    session.tell(Op.FACTS, 7.0)
+    session.confirmed()
+
+
+@pytest.mark.timeout(120)
+def test_the_time_limit_is_of_silence_not_of_waiting_for_others(tmp_path: Path) -> None:
+    """Who says that it lives may answer late; who says nothing is given up."""
+    context = multiprocessing.get_context("spawn")
+    for beats in (True, False):
+        file = tmp_path / f"store-{beats}"
+        other = context.Process(target=answer_late, args=(file, beats))
+        other.start()
+        try:
+            session = session_over(file, rank=0)
+            session.limit = timedelta(seconds=1)
+            if beats:
+                assert session.ask(Op.FACTS).numbers[0] == 7.0
+                session.confirm()
+                other.join(LIMIT)
+            else:
+                with pytest.raises(LaunchError, match="silent for 1 s"):
+                    session.ask(Op.FACTS)
+        finally:
+            other.kill()
+            other.join()
