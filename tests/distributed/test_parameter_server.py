@@ -18,7 +18,8 @@ from test_contract import trained
 
 from distrib.errors import ConfigError, LaunchError
 from distrib.strategies.parameter_server import ParameterServer
-from distrib.strategies.parameter_server.hall import EndedError, Hall, Result
+from distrib.strategies.parameter_server.agreement import Leading
+from distrib.strategies.parameter_server.hall import Agreed, EndedError, Hall, Result
 from distrib.strategies.parameter_server.layout import in_forward_order, make_layout
 from distrib.strategies.parameter_server.rules import Bounded, Push, Seat, Unbounded
 from distrib.strategies.parameter_server.terms import NOBODY, Holder, Terms
@@ -217,6 +218,41 @@ def test_a_meeting_is_not_held_twice() -> None:
     after.restore(json.loads(json.dumps(before.state())))
     again = after.meet(0, (3, 1), vectors[0], session=session)
     assert again.tolist() == total.tolist() == [3.0, 3.0]
+
+
+def leading(hall: Hall, ledger: Mock) -> Leading:
+    """The first of two parts, of which nobody opens a session with it."""
+    return Leading(hall, ledger, Mock(), others={1: (3, None)})
+
+
+def test_servers_agree_on_the_pushes_that_all_have() -> None:
+    """A worker died in the middle, and the second part's server has not its push: both count anew."""
+    hall, ledger = hall_with(), Mock()
+    first, answers = leading(hall, ledger), list[Agreed | None]()
+    told = list[list[Agreed | None]]()
+    ledger.keep.side_effect = lambda: told.append(list(answers))
+
+    def second() -> None:
+        for square in (4.0, 5.0):
+            asked = Agreed(step=7, ranks=[1], square=square)
+            answers.append(first._answer(1, asked, Mock(beat_seconds=5.0)))
+
+    asking = threading.Thread(target=second)
+    asking.start()
+    agreed = first.settle(7, [0, 1], squared_norm=lambda ranks: float(len(ranks)))
+    asking.join(10)
+    assert agreed == Agreed(step=7, ranks=[1], square=1.0 + 5.0)
+    assert answers == [None, agreed]  # to be counted anew, and what was agreed on
+    assert told == [[None]]  # the backup knew before the second server did
+
+
+def test_what_was_agreed_on_holds_for_who_takes_over() -> None:
+    """The others may have made their updates: nobody is asked again, whatever this server has."""
+    before, after = hall_with(), hall_with()
+    before.agreed = Agreed(step=7, ranks=[1], square=6.0)
+    after.restore(json.loads(json.dumps(before.state())))
+    settled = leading(after, Mock()).settle(7, [0, 1], squared_norm=lambda ranks: pytest.fail("counted"))
+    assert settled == before.agreed
 
 
 @pytest.mark.slow
