@@ -22,6 +22,7 @@ from distrib.strategies.parameter_server.agreement import Leading
 from distrib.strategies.parameter_server.hall import Agreed, EndedError, Hall, Result
 from distrib.strategies.parameter_server.layout import in_forward_order, make_layout
 from distrib.strategies.parameter_server.rules import Bounded, Push, Seat, Unbounded
+from distrib.strategies.parameter_server.session import Message, Op
 from distrib.strategies.parameter_server.terms import NOBODY, Holder, Terms
 from distrib.testing.proof import Proof, Trajectory, global_batch, job_for, largest_difference, train
 from distrib.testing.workers import Workers
@@ -244,6 +245,17 @@ def test_servers_agree_on_the_pushes_that_all_have() -> None:
     assert agreed == Agreed(step=7, ranks=[1], square=1.0 + 5.0)
     assert answers == [None, agreed]  # to be counted anew, and what was agreed on
     assert told == [[None]]  # the backup knew before the second server did
+
+
+def test_the_leader_ends_after_the_others() -> None:
+    """Its threads would wait in gloo when Python ends, which takes the process down with SIGABRT."""
+    may_leave, session = threading.Event(), Mock()
+    session.hear.side_effect = lambda: may_leave.wait(10) and Message(op=Op.LEAVE, numbers=[])
+    first = Leading(hall_with(), Mock(), Mock(open=lambda *_, **__: session), others={1: (3, None)})
+    first.begin(0)
+    threading.Timer(0.2, may_leave.set).start()
+    first.end()
+    session.confirm.assert_called_once()
 
 
 def test_what_was_agreed_on_holds_for_who_takes_over() -> None:

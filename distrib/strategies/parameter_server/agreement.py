@@ -72,11 +72,17 @@ class Leading(Agreement):
         """By part, what is to be settled next; taken out when it is answered."""
         self._common: Collection[int] = ()
         """Whose pushes all servers have, where they have to count anew."""
+        self._threads: list[threading.Thread] = []
 
     def begin(self, since: int) -> None:
         for part in self._others:
             serve = partial(self._serve, part, since)
-            threading.Thread(target=serve, name=f"part-{part}", daemon=True).start()
+            self._threads.append(threading.Thread(target=serve, name=f"part-{part}", daemon=True))
+            self._threads[-1].start()
+
+    def end(self) -> None:
+        for thread in self._threads:
+            thread.join()  # a thread that waits in gloo when Python ends takes the process down with SIGABRT
 
     def settle(self, step: int, ranks: Collection[int], *, squared_norm: SquaredNorm) -> Agreed:
         while self._hall.agreed.step != step:
