@@ -1,9 +1,13 @@
 """Seconds and bytes until the same held-out loss, on hosts joined by a slow link.
 
-Every method trains one small language model from the same weights on the same global batches; seeds and
-methods take turns. The loss asked for is the lowest that every run has reached. Seconds are those of
-training; evaluations do not count, but what they send does. A run that is in ``--folder`` already is read,
-not repeated, so that a method can be added.
+Every method goes on from the same checkpoint of one small language model, on the same global batches, from a
+high learning rate to none; seeds and methods take turns. That is how DiLoCo is used (Douillard et al. 2023,
+arXiv:2311.08105, section 3.1: after 24,000 steps of plain training), and the batch is as large as one step
+can use: where a replica's half of it is mostly noise, every way to wait less loses.
+
+The loss asked for is the lowest that every run has reached. Seconds are those of training; evaluations do
+not count, but what they send does. A run that is in ``--folder`` already is read, not repeated, so that a
+method or a seed can be added.
 
 Needs root: the hosts are network namespaces (`benchmarks.hosts`).
 """
@@ -26,12 +30,13 @@ from distrib.cli.compose import compose
 from distrib.config import RunConfig, dump
 
 WORKERS = 2
-DILOCO = ("strategy=diloco", "strategy.sync_every=50")
+DILOCO = ("strategy=diloco", "strategy.sync_every=50", "strategy.outer_momentum=0.5")
 PARAMETER_SERVER = ("strategy=parameter_server", f"launcher.num_processes={WORKERS + 1}")
 METHODS: dict[str, tuple[str, ...]] = {
     "ddp": ("strategy=ddp",),
     "ddp-bf16": ("strategy=ddp", "strategy.compression=bf16"),
     "ddp-powersgd": ("strategy=ddp", "strategy.compression=powersgd"),
+    "diloco-50": DILOCO,
     "diloco-50-int8": (*DILOCO, "strategy.quantize=int8"),
     "local-sgd-50": ("strategy=local_sgd", "strategy.sync_every=50"),
     "ps-sync": PARAMETER_SERVER,
@@ -40,15 +45,17 @@ METHODS: dict[str, tuple[str, ...]] = {
     "ps-average-10": (*PARAMETER_SERVER, "strategy.mode=average", "strategy.average_every=10"),
 }
 """By name what it adds to the command line; ``launcher.num_processes`` where it needs more than workers."""
-# 0.9 M parameters, a few hundredths of a second of arithmetic a step: what is slow is the link.
 TASK = (
     "experiment=lm",
     "task.max_length=64",
     "data.heldout_fraction=0.01",
-    "model.hidden_size=128",
+    "model.hidden_size=64",
     "model.num_layers=2",
-    "train.global_batch_size=8",
-    "train.microbatch_size=4",
+    "train.global_batch_size=128",
+    "train.microbatch_size=64",
+    "schedule=wsd",
+    "schedule.warmup=0.05",
+    "schedule.decay=0.5",
     "checkpoint.keep_best=false",
     "checkpoint.keep_last=1",
 )
@@ -61,23 +68,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--eval-every", type=int, default=25)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--shared-steps", type=int, default=300, help="by ddp, before the methods part")
+    parser.add_argument("--eval-every", type=int, default=50)
     parser.add_argument("--rate", default="100mbit", help="of each host's link, as tc writes it")
     parser.add_argument("--folder", type=Path, required=True, help="where the runs are kept")
     given = parser.parse_args()
     length = [f"train.steps={given.steps}", f"train.eval_every={given.eval_every}"]
     configs = {name: compose([*TASK, *length, *words(name)]) for name in given.methods}
+    start = compose([*TASK, *length, *words("ddp"), f"train.stop_after={given.shared_steps}"])
     most = max(processes(config) for config in configs.values())
     runs: dict[str, list[Path]] = {name: [] for name in configs}
     with hosts(most, rate=given.rate) as network:
         for seed in given.seeds:
+            before = given.folder / f"start-{seed}"
+            train(replace(start, seed=seed), before, network)
             for name, config in configs.items():
                 folder = given.folder / f"{name}-{seed}"
-                train(replace(config, seed=seed), folder, network)
+                train(replace(config, seed=seed, resume=str(before)), folder, network)
                 runs[name].append(folder)
                 print(f"{name}, seed {seed}: {read(folder)[-1]}", flush=True)
-    report(runs, settings={"rate": given.rate, "steps": given.steps, "seeds": given.seeds})
+    shared = {"steps": given.steps, "shared_steps": given.shared_steps, "seeds": given.seeds}
+    report(runs, settings={"rate": given.rate, **shared})
 
 
 def words(method: str) -> list[str]:
@@ -137,15 +149,15 @@ def read(folder: Path) -> list[Numbers]:
     """One entry per evaluation: held-out loss, seconds trained and bytes that rank 0 had sent."""
     lines = records(folder)
     sent = json.loads((folder / "measured-0.json").read_text())["sent"]
+    start = min(int(line["step"]) for line in lines if "lr" in line) - 1
     seconds, found = 0.0, []
     for line in lines:
         if "seconds" in line:
             seconds += line["seconds"]
         if "eval/loss" in line:
-            count = float(sum(sent[: int(line["step"]) - STEPS_BEFORE]))
-            found.append(
-                {"loss": line["eval/loss"], "seconds": seconds, "bytes": count, "step": line["step"]}
-            )
+            steps = int(line["step"]) - start
+            count = float(sum(sent[: steps - STEPS_BEFORE]))
+            found.append({"loss": line["eval/loss"], "seconds": seconds, "bytes": count, "steps": steps})
     return found
 
 
@@ -168,7 +180,7 @@ def report(runs: Mapping[str, Sequence[Path]], *, settings: Mapping[str, object]
 def reached(curve: Sequence[Numbers], target: float) -> Numbers:
     """When a run was first at the loss asked for, between two evaluations by the straight line."""
     last = curve[-1]
-    steps = last["step"]
+    steps = last["steps"]
     at = next(number for number, point in enumerate(curve) if point["loss"] <= target)
     after, before = curve[at], curve[max(at - 1, 0)]
     fall = before["loss"] - after["loss"]

@@ -42,8 +42,9 @@ def slow_link() -> Iterator[str]:
         settings = result["settings"]
         yield f"## Until the same held-out loss: two hosts on links of {settings['rate']}\n"
         yield (
-            f"A language model of 0.9 M parameters, {settings['steps']} steps, until a held-out loss of "
-            f"{settings['target']:.2f}. Bytes are a worker's, those of evaluations included.\n"
+            f"A small language model, from one checkpoint of step {settings['shared_steps']} to step "
+            f"{settings['steps']}, until a held-out loss of {settings['target']:.2f}. Bytes are a worker's, "
+            "those of evaluations included.\n"
         )
         rows = [
             [
@@ -52,10 +53,13 @@ def slow_link() -> Iterator[str]:
                 spread({key: value / 1e6 for key, value in summary["bytes"].items()}),
                 f"{summary['final_loss']['median']:.3f}",
                 f"{summary['loss_over_ddp']['median']:+.1%}",
+                f"{summary['times_fewer_bytes']['median']:.1f}",
             ]
             for name, summary in result["summary"].items()
         ]
-        yield table(["", "seconds", "MB", "loss after all steps", "over DDP's"], rows)
+        yield table(
+            ["", "seconds", "MB", "loss after all steps", "over DDP's", "times fewer bytes a step"], rows
+        )
         yield footnote(result)
 
 
