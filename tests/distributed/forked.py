@@ -164,7 +164,7 @@ def steps(
         if (rank, step) == (0, plan.hold):
             wait_for_joined(plan, diary.folder)
         everything = global_batch(proof, step)
-        diary.note("begin", step=step, version=strategy._worker.version)
+        diary.note("begin", step=step, version=strategy._worker.versions[0])
         for fault in plan.faults:
             mine = (fault.rank, fault.step, rejoin) == (rank, step, 0)
             if mine and not fault.delay and fault.signal != "CUT":

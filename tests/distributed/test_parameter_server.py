@@ -405,3 +405,32 @@ def test_a_servers_numbers_are_the_first_workers_to_take(workers: Workers) -> No
     assert list(first)[:4] == ["staleness", "waited_seconds", "push_seconds", "pull_seconds"]
     assert other == {}
     assert server is None
+
+
+def ahead(world: World) -> list[float] | None:
+    """The first part has five updates more than the second, as where another worker's push came late."""
+    strategy = ParameterServer(mode="async", num_servers=2)
+    proof = Proof(strategy={}, steps=2)
+
+    def body() -> list[float]:
+        for step in range(proof.steps):
+            strategy.train_step(list(strategy.shard.take(global_batch(proof, step))), step)
+        working = strategy._working
+        told = [link.session.ask(Op.FACTS).text for link in working.links]
+        return [facts["staleness_max"] for facts in told]
+
+    try:
+        strategy.setup(job_for(proof), world)
+        if world.rank == 1:
+            assert strategy._server is not None
+            strategy._server.hall.version = 5
+        return strategy.run(body)
+    finally:
+        strategy.close()
+
+
+@pytest.mark.slow
+def test_staleness_is_counted_by_each_servers_own_updates(workers: Workers) -> None:
+    """By the first's a push could be of weights yet to come, and a server ended at that: of 12 drills one."""
+    staleness, *_ = workers.run(ahead, size=3)
+    assert staleness == [5.0, 0.0]  # of the first step, whose weights no server had counted yet

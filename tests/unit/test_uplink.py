@@ -59,11 +59,11 @@ def test_a_push_is_announced_when_all_weights_have_come() -> None:
     """By that the server knows that they have, and may fill their memory anew; its receipt ends the push."""
     link = LinkWithBackup()
     up = uplink(link)
-    up.begin(Op.STEP, 3, 2)
+    up.begin(Op.STEP, [(3, 2)])
     assert link.session.said == []
     up.send(0, [torch.ones(4)])
     up.send(1, [torch.ones(4)])
-    up.finish(0.0, 1.0, 1.0, 0.0, step=3, base=2, touched={"a", "b"})
+    up.finish(0.0, 1.0, 1.0, 0.0, step=3, bases=[2], touched={"a", "b"})
     pushed = [(PUSH, 4), (PUSH + 2, 4), (BODY, 5 + 2)]
     assert link.session.said == [("settled",), (Op.STEP, 3, 2), *pushed, ("confirmed",)]
 
@@ -72,11 +72,11 @@ def test_a_push_begun_with_a_lost_server_goes_whole_to_the_next() -> None:
     """What is left of it would come without its header: one of 20 kills ended in silence."""
     link = LinkWithBackup()
     up, numbers = uplink(link), (0.0, 1.0, 1.0, 0.0)
-    up.begin(Op.STEP, 3, 2)
+    up.begin(Op.STEP, [(3, 2)])
     up.send(0, [torch.ones(4)])
     link.renew()
     up.send(1, [torch.ones(4)])
-    push = up.finish(*numbers, step=3, base=2, touched={"a", "b"})
+    push = up.finish(*numbers, step=3, bases=[2], touched={"a", "b"})
     assert link.session.said == []
     up.repeat(push, 0, link.session)  # type: ignore[arg-type]
     header, *messages, trailer, receipt = link.session.said
@@ -84,7 +84,7 @@ def test_a_push_begun_with_a_lost_server_goes_whole_to_the_next() -> None:
     assert sorted(messages) == [(PUSH, 4), (PUSH + 2, 4)]
     assert trailer == (BODY, 5 + 2)
     assert receipt == ("confirmed",)
-    up.begin(Op.STEP, 4, 3)
+    up.begin(Op.STEP, [(4, 3)])
     up.send(0, [torch.ones(4)])
     assert link.session.said[-2:] == [(Op.STEP, 4, 3), (PUSH, 4)]
 
@@ -93,9 +93,9 @@ def test_what_was_answered_and_is_in_no_update_is_kept_as_it_went() -> None:
     """The gradient's memory is used again in the next step."""
     link = LinkWithBackup()
     up, gradient = uplink(link), torch.ones(4)
-    up.begin(Op.STEP, 0, 0)
+    up.begin(Op.STEP, [(0, 0)])
     up.send(0, [gradient])
-    push = up.finish(0.0, 1.0, 1.0, 0.0, step=0, base=0, touched=set())
+    push = up.finish(0.0, 1.0, 1.0, 0.0, step=0, bases=[0], touched=set())
     up.keep(push, since=0)
     gradient.zero_()
     (kept,) = up._kept

@@ -20,7 +20,8 @@ class SentPush:
     """What a worker has sent, whole, should it have to send it again."""
 
     step: int
-    base: int
+    bases: Sequence[int]
+    """The version of the weights it was computed from, by server."""
     messages: Mapping[int, Sequence[Tensor]]
     """By bucket one for each server, as they went."""
     trailer: Tensor
@@ -39,7 +40,7 @@ class Uplink:
     ) -> None:
         self._names = [name for bucket in layout.buckets for name in bucket.starts]
         self._links, self._spent, self._settle = links, spent, settle
-        self._header: tuple[int, Sequence[float]] | None = None
+        self._header: tuple[int, Sequence[Sequence[float]]] | None = None
         self._messages: dict[int, Sequence[Tensor]] = {}
         self._kept: list[SentPush] = []
         self.keeps = any(link.has_backup for link in links)
@@ -47,8 +48,12 @@ class Uplink:
         for server, link in enumerate(links):
             link.catch_up = partial(self._repeat_answered, server)
 
-    def begin(self, op: int, *numbers: float) -> None:
-        """Begins a push, or another ``op`` that buckets follow; it may take the whole of backward."""
+    def begin(self, op: int, numbers: Sequence[Sequence[float]]) -> None:
+        """Begins a push, or another ``op`` that buckets follow; it may take the whole of backward.
+
+        Args:
+            numbers: of the header, by server.
+        """
         self._messages, self._header = {}, (op, numbers)
 
     def send(self, number: int, messages: Sequence[Tensor]) -> None:
@@ -65,11 +70,11 @@ class Uplink:
             return
         (op, numbers), self._header = self._header, None
         self._settle()  # of what forward does not use
-        for link in self._links:
+        for link, own in zip(self._links, numbers, strict=True):
             link.is_new = False
-            link.attempt(lambda session: session.tell(op, *numbers))
+            link.attempt(lambda session: session.tell(op, *own))  # noqa: B023 (called at once)
 
-    def finish(self, *numbers: float, step: int, base: int, touched: Collection[str]) -> SentPush:
+    def finish(self, *numbers: float, step: int, bases: Sequence[int], touched: Collection[str]) -> SentPush:
         """Completes the push by loss, targets, the step's targets, norm; and by who has a gradient."""
         mask = [float(name in touched) for name in self._names]
         trailer = torch.tensor([*numbers, self._spent.tell(), *mask], dtype=torch.float64)
@@ -79,7 +84,7 @@ class Uplink:
             for link in self._links:
                 if not link.is_new:
                     link.attempt(lambda session: session.confirmed())
-        return SentPush(step=step, base=base, messages=self._messages, trailer=trailer)
+        return SentPush(step=step, bases=bases, messages=self._messages, trailer=trailer)
 
     def _start(self, link: Link, tensor: Tensor, tag: int = BODY) -> None:
         if link.is_new:
@@ -99,7 +104,7 @@ class Uplink:
 
     def repeat(self, push: SentPush, server: int, session: Session, *, op: Op = Op.STEP) -> None:
         """Sends a push anew to whoever has taken over from a server."""
-        session.tell(op, push.step, push.base)
+        session.tell(op, push.step, push.bases[server])
         for number, messages in push.messages.items():
             if messages[server].numel():
                 session.send(messages[server], PUSH + 2 * number)

@@ -59,7 +59,9 @@ class Worker:
     ) -> None:
         self.job, self.replica, self.layout, self.links = job, replica, layout, links
         self.parameters = parameters
-        self.version = self.stop_at = self.done = 0
+        self.stop_at = self.done = 0
+        self.versions = [0] * len(links)
+        """Of the weights held, by server: each counts its own updates."""
         self.num_workers, self._own_norm = num_workers, own_norm
         self._weights, self._gradients = Vectors(layout, parameters), Vectors(layout, parameters)
         self._bucket_of = {name: n for n, bucket in enumerate(layout.buckets) for name in bucket.starts}
@@ -90,7 +92,7 @@ class Worker:
 
     def train_step(self, microbatches: Sequence[Batch], step: int) -> StepResult:
         """Sends this shard's gradients of ``step`` and asks for the next weights."""
-        self._up.begin(Op.STEP, step, self.version)
+        self._up.begin(Op.STEP, [(step, version) for version in self.versions])
         self._meetings = 0
         targets = targets_of(microbatches)
         self._prepare(targets)
@@ -160,7 +162,7 @@ class Worker:
         # Of what was sent of this worker's own gradient, where the mode asks for it.
         norm = float(total_norm(map(self._gradients.view, self.parameters))) if self._own_norm else 0.0
         return self._up.finish(
-            loss, targets, step_targets, norm, step=step, base=self.version, touched=touched
+            loss, targets, step_targets, norm, step=step, bases=self.versions, touched=touched
         )
 
     def _hear_result(self, push: SentPush) -> StepResult:
@@ -170,9 +172,9 @@ class Worker:
         with self.spent.on("waited"):
             heard = exchange_all(self.links, Session.hear, again=partial(self._repeat, push))
         answers = [message.numbers for message in heard]
-        version, norm, loss, updated, stop_at = answers[0][:5]
-        self.version, self.stop_at = int(version), int(stop_at)
-        self._up.keep(push, since=int(min(answer[0] for answer in answers)))
+        norm, loss, updated, stop_at = answers[0][1:5]
+        self.stop_at, self.versions = int(stop_at), [int(answer[0]) for answer in answers]
+        self._up.keep(push, since=min(self.versions))
         dtype = self._weights.host[0].dtype
         return StepResult(
             loss=torch.tensor(loss / self.num_workers, dtype=torch.float64),
@@ -198,7 +200,7 @@ class Worker:
         answers = [
             link.exchange(Session.hear, again=ask).numbers for link, ask in zip(self.links, asks, strict=True)
         ]
-        self.version = int(answers[0][0])
+        self.versions = [int(answer[0]) for answer in answers]
         self.settle()
 
     def _ask_for_weights(self, server: int, session: Session) -> None:
@@ -208,7 +210,7 @@ class Worker:
     def place(self) -> None:
         """Makes this model's weights the servers'. The loss of a server meanwhile ends the job."""
         self.settle()
-        self._up.begin(Op.PLACE)
+        self._up.begin(Op.PLACE, [()] * len(self.links))
         for number in range(len(self.layout.buckets)):
             self._send_whole(number, self._weights)
         for link in self.links:
