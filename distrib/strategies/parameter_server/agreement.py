@@ -25,11 +25,11 @@ from distrib.errors import LaunchError
 from distrib.strategies.parameter_server.doors import Doors
 from distrib.strategies.parameter_server.hall import Agreed, EndedError, Hall
 from distrib.strategies.parameter_server.ledger import Ledger
-from distrib.strategies.parameter_server.link import Link
+from distrib.strategies.parameter_server.link import Link, successor
 from distrib.strategies.parameter_server.session import Op, Session
 from distrib.strategies.parameter_server.terms import Holder, Terms
 
-TAKEN_OVER_PATIENCE = 2.0
+SUCCESSOR_PATIENCE = 2.0
 """How many times longer than ever a server may take to come to one that took over: it finds out by itself."""
 
 SquaredNorm = Callable[[Collection[int]], float]
@@ -105,32 +105,24 @@ class Leading(Agreement):
         return common
 
     def _serve(self, part: int, since: int) -> None:
-        """Answers whoever holds a part, until it leaves or is lost for good."""
-        rank, terms = self._others[part]
-        holder = Holder(rank=rank) if terms is None else terms.holder()
-        patience = TAKEN_OVER_PATIENCE if since else None
         try:
-            while (lost := self._serve_one(part, holder, since=since, patience=patience)) is not None:
-                found = None if terms is None else terms.successor(holder)
-                if found is None:
-                    raise lost
-                print(f"notice: {lost}; rank {found.rank} has taken over", file=sys.stderr, flush=True)
-                holder, patience = found, TAKEN_OVER_PATIENCE
+            self._answer_holders(part, since)
         except EndedError:
             pass
         except BaseException as error:  # noqa: BLE001 (the main thread raises it)
             self._hall.fail(error)
 
-    def _serve_one(
-        self, part: int, holder: Holder, *, since: int, patience: float | None
-    ) -> LaunchError | None:
-        """How a holder was lost; None: it has left."""
-        try:
-            session = self._doors.open(holder.rank, number=holder.since, since=since, patience=patience)
-            self._answer_all(part, session)
-        except LaunchError as error:
-            return error
-        return None
+    def _answer_holders(self, part: int, since: int) -> None:
+        """Answers whoever holds a part, until it leaves. Raises the loss where nobody takes over."""
+        rank, terms = self._others[part]
+        holder = Holder(rank=rank) if terms is None else terms.holder()
+        patience = SUCCESSOR_PATIENCE if since else None
+        while True:
+            try:
+                session = self._doors.open(holder.rank, number=holder.since, since=since, patience=patience)
+                return self._answer_all(part, session)
+            except LaunchError as error:
+                holder, patience = successor(terms, holder, error=error), SUCCESSOR_PATIENCE
 
     def _answer_all(self, part: int, session: Session) -> None:
         while (message := session.hear()).op != Op.LEAVE:

@@ -11,7 +11,7 @@ from torch import nn
 from distrib.core import Job
 from distrib.errors import ConfigError, LaunchError
 from distrib.parallel.replica import Replica
-from distrib.strategies.parameter_server.agreement import TAKEN_OVER_PATIENCE, Agreement, Following, Leading
+from distrib.strategies.parameter_server.agreement import SUCCESSOR_PATIENCE, Agreement, Following, Leading
 from distrib.strategies.parameter_server.averaging import Averaging
 from distrib.strategies.parameter_server.backup import Backup
 from distrib.strategies.parameter_server.doors import Doors
@@ -57,7 +57,10 @@ def worker(options: ParameterServer, job: Job, world: World) -> Worker:
         replica,
         _layout(options, parameters),
         parameters=parameters,
-        links=[_link(options, doors, world, part=part) for part in range(options.num_servers)],
+        links=[
+            _link(options, doors, world, part=part, number=world.rejoin)
+            for part in range(options.num_servers)
+        ],
         number=world.rank,
         num_workers=num_workers,
         packing=_packing(options),
@@ -66,17 +69,24 @@ def worker(options: ParameterServer, job: Job, world: World) -> Worker:
     return built
 
 
-def _link(options: ParameterServer, doors: Doors, world: World, *, part: int) -> Link:
-    terms = _terms_if_any(options, world, part=part)
-    return Link(doors, options.num_workers(world.size) + part, number=world.rejoin, terms=terms)
+def _link(
+    options: ParameterServer,
+    doors: Doors,
+    world: World,
+    *,
+    part: int,
+    number: int,
+    patience: float | None = None,
+) -> Link:
+    """A way to a part's server; ``number`` and ``patience`` as `Link` has them."""
+    first, terms = options.num_workers(world.size) + part, _terms(options, world, part=part)
+    return Link(doors, first, number=number, terms=terms, patience=patience)
 
 
-def _terms_if_any(options: ParameterServer, world: World, *, part: int) -> Terms | None:
-    return _terms(options, world, part=part) if options.server_backups else None
-
-
-def _terms(options: ParameterServer, world: World, *, part: int) -> Terms:
-    return Terms(world, part=part, first=options.num_workers(world.size) + part)
+def _terms(options: ParameterServer, world: World, *, part: int) -> Terms | None:
+    """None where no part ever has a backup."""
+    first = options.num_workers(world.size) + part
+    return Terms(world, part=part, first=first) if options.server_backups else None
 
 
 def _kind(options: ParameterServer, job: Job, *, num_workers: int) -> Callable[..., Worker]:
@@ -93,10 +103,10 @@ def server(options: ParameterServer, job: Job, world: World) -> Server | Backup:
     number = world.rank - options.num_workers(world.size)
     part, is_backup = number % options.num_servers, number >= options.num_servers
     doors = _doors(options, world, patience=1.0)
-    if not options.server_backups:
+    terms = _terms(options, world, part=part)
+    if terms is None:
         return _fresh_server(options, job, world, doors, part=part)
     partner = world.rank + (-options.num_servers if is_backup else options.num_servers)
-    terms = _terms(options, world, part=part)
     built = _fresh_server(options, job, world, doors, part=part, terms=terms, partner=partner)
     if world.rejoin:
         return _late_backup(built, doors, world, terms)
@@ -169,13 +179,12 @@ def _agreement(options: ParameterServer, world: World, hall: Hall, ledger: Ledge
         return Leading(hall, ledger, doors, others={})
     if part == 0:
         numbers = range(1, options.num_servers)
-        others = {n: (first + n, _terms_if_any(options, world, part=n)) for n in numbers}
+        others = {n: (first + n, _terms(options, world, part=n)) for n in numbers}
         return Leading(hall, ledger, doors, others=others)
 
     def connect(since: int) -> Link:
-        patience = TAKEN_OVER_PATIENCE if since else None
-        terms = _terms_if_any(options, world, part=0)
-        return Link(doors, first, number=since, terms=terms, patience=patience)
+        patience = SUCCESSOR_PATIENCE if since else None
+        return _link(options, doors, world, part=0, number=since, patience=patience)
 
     return Following(connect, num_workers=first)
 

@@ -85,17 +85,22 @@ class Link:
         self.error, self.is_new = None, True
 
     def _open_next(self, error: LaunchError) -> Session:
-        found = None if self._terms is None else self._terms.successor(self._holder)
-        if found is None:
-            raise error
-        print(f"notice: {error}; rank {found.rank} has taken over", file=sys.stderr, flush=True)
-        self._holder = found
-        session = self._open(found, patience=1.0)
+        self._holder = successor(self._terms, self._holder, error=error)
+        session = self._open(self._holder, patience=1.0)
         session.limit *= ANSWER_PATIENCE
         return session
 
     def _open(self, holder: Holder, *, patience: float | None) -> Session:
         return self._doors.open(holder.rank, number=self._number, since=holder.since, patience=patience)
+
+
+def successor(terms: Terms | None, holder: Holder, *, error: LaunchError) -> Holder:
+    """Who has taken over from a holder that was lost by ``error``, which is raised where nobody does."""
+    found = None if terms is None else terms.successor(holder)
+    if found is None:
+        raise error
+    print(f"notice: {error}; rank {found.rank} has taken over", file=sys.stderr, flush=True)
+    return found
 
 
 def exchange_all(

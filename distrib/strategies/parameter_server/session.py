@@ -182,9 +182,9 @@ class Session:
         Of what it is sent a peer answers everything, or asks for the next when it has come. While it waits
         for others it says that it lives, so that the time limit is of its silence alone.
         """
-        op, length, *numbers = self._next_header()
-        while op == BEAT:
-            op, length, *numbers = self._next_header()
+        while (header := self._next_header())[0] == BEAT:
+            pass
+        op, length, *numbers = header
         text = None
         if length:
             text = json.loads(bytes(self.receive(torch.zeros(int(length), dtype=torch.uint8)).tolist()))
