@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS
 from benchmarks.markdown import footnote, load, results, spread, table
+from distrib.parallel.balance import share_out
 
 TRAINED = {"minilm": "MiniLM fine-tuned", "tiny_bert": "two small layers from scratch"}
 WITHIN = 0.01
@@ -23,8 +24,10 @@ def links() -> Iterator[str]:
     yield "## A synchronous step of the parameter server: two workers and a server on links of their own\n"
     yield (
         "*share*: what the link alone takes, of what a step took. The model's bytes cross the server's link "
-        "four times, as two gradients and two answers; with DDP they cross each link once, both ways at one "
-        "time.\n"
+        "four times, as two gradients and two answers: the update is clipped by the norm of the whole "
+        "gradient, and left out where that is not finite, so no weight leaves before the last gradient has "
+        "come. Could both ways be used at one time, the link would take half as long, and the share be half "
+        "as large. With DDP the bytes cross each link once, both ways at one time.\n"
     )
     rows = []
     for result in measured:
@@ -119,6 +122,10 @@ def uneven() -> Iterator[str]:
     for result in results("balance-*.json"):
         settings = result["settings"]
         yield f"## One of {settings['num_processes']} processes {settings['slower']:g} times slower\n"
+        yield (
+            f"A microbatch takes {settings['pause']:g} s, and the model's own arithmetic. That microbatches "
+            f"are whole allows {_whole(settings):.2f} at best.\n"
+        )
         rows = [
             [
                 f"`strategy=ddp strategy.balance={name}`",
@@ -130,6 +137,14 @@ def uneven() -> Iterator[str]:
         ]
         yield table(["", "seconds per step", "over what added speeds allow", "the slow rank runs"], rows)
         yield footnote(result)
+
+
+def _whole(settings: Mapping[str, Any]) -> float:
+    """A step over what the added speeds allow, where only the microbatches' pauses are waited for."""
+    speeds = [1.0] * (settings["num_processes"] - 1) + [1 / settings["slower"]]
+    shares = share_out(speeds, settings["microbatches"])
+    longest = max(share / speed for share, speed in zip(shares, speeds, strict=True))
+    return longest / (settings["microbatches"] / sum(speeds))
 
 
 def drills() -> Iterator[str]:

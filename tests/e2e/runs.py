@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 LIMIT_SECONDS = 100.0
+TINY = ("experiment=tiny", "train.steps=8", "train.eval_every=8")
+"""What the fixture `one_process` ran."""
 
 
 def distrib(

@@ -9,20 +9,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import distrib, losses, start, steps, summary, wait_until
+from runs import TINY, distrib, losses, start, steps, summary, wait_until
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
-
-TINY = ("experiment=tiny", "train.steps=6", "train.eval_every=6")
 
 
 @pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.full), 3])
 def test_the_command_shows_what_ddp_shows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+    tmp_path: Path, one_process: Path, monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:
     """One process's numbers, no word of DeepSpeed's on screen, and no op compiled."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
-    distrib("train", *TINY, "strategy=single", "run_dir=single", cwd=tmp_path)
     done = distrib(
         "train", *TINY, f"strategy=zero{stage}", "launcher.num_processes=2", "run_dir=run", cwd=tmp_path
     )
@@ -30,8 +27,8 @@ def test_the_command_shows_what_ddp_shows(
     assert "deepspeed" not in done.stdout.lower()
     assert "warning" not in done.stdout.lower()
     assert not list((tmp_path / "extensions").rglob("*"))
-    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "single"), abs=1e-5, rel=0)
-    told, expected = summary(tmp_path / "run"), summary(tmp_path / "single")
+    assert losses(tmp_path / "run") == pytest.approx(losses(one_process), abs=1e-5, rel=0)
+    told, expected = summary(tmp_path / "run"), summary(one_process)
     assert (told["strategy"], told["world_size"]) == (f"zero{stage}", 2)
     assert told["num_parameters"] == expected["num_parameters"]
     assert told["metrics"]["accuracy"] == expected["metrics"]["accuracy"]
@@ -46,7 +43,8 @@ def test_a_contradiction_is_refused_by_the_command(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.full), 3])
+@pytest.mark.full  # of the other engines it is tried in every run
+@pytest.mark.parametrize("stage", [1, 3])
 def test_a_killed_rank_ends_the_job(tmp_path: Path, stage: int) -> None:
     """When one of two ranks is killed the command fails within seconds and leaves no process."""
     settings = ("train.steps=100000", f"strategy=zero{stage}", "launcher.num_processes=2", "run_dir=run")
@@ -65,12 +63,11 @@ def test_a_killed_rank_ends_the_job(tmp_path: Path, stage: int) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp"])
-def test_activation_checkpointing_changes_no_loss(tmp_path: Path, strategy: str) -> None:
+def test_activation_checkpointing_changes_no_loss(tmp_path: Path, one_process: Path, strategy: str) -> None:
     """Blocks that run again in backward gather weights again, draw the same dropout and add up alike."""
-    distrib("train", *TINY, "strategy=single", "run_dir=single", cwd=tmp_path)
     settings = (f"strategy={strategy}", "train.activation_checkpointing=true", "launcher.num_processes=2")
     distrib("train", *TINY, *settings, "run_dir=run", cwd=tmp_path)
-    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "single"), abs=1e-5, rel=0)
+    assert losses(tmp_path / "run") == pytest.approx(losses(one_process), abs=1e-5, rel=0)
 
 
 def writes_to(process: psutil.Process, name: str) -> bool:

@@ -17,13 +17,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import LIMIT_SECONDS, command, distrib, environment, losses, summary
+from runs import LIMIT_SECONDS, TINY, command, environment, losses, summary
 
 from distrib.testing.proof import Proof, global_batch, job_for
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.full]
 
-TINY = ("experiment=tiny", "train.steps=8", "train.eval_every=8")
 WHEELS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distrib" / "wheels"
 """Read before the tests are given a cache of their own."""
 FOUND = sorted(WHEELS.glob(f"*-mpi-torch-{torch.__version__}-{sys.implementation.cache_tag}-*/horovod-*.whl"))
@@ -72,13 +71,12 @@ def horovodrun(with_mpi: Path, argv: Sequence[str], *, size: int, cwd: Path) -> 
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_mpi_gives_the_one_process_run(with_mpi: Path, tmp_path: Path) -> None:
+def test_mpi_gives_the_one_process_run(with_mpi: Path, tmp_path: Path, one_process: Path) -> None:
     """Started by horovodrun --mpi on 2 processes: one process's losses, and a timeline of the gradients."""
-    distrib("train", *TINY, "strategy=single", "run_dir=single", cwd=tmp_path)
     settings = ("strategy=horovod", "strategy.timeline=true", "run_dir=run")
     horovodrun(with_mpi, command("train", *TINY, *settings), size=2, cwd=tmp_path)
     run = tmp_path / "run"
-    assert losses(run) == pytest.approx(losses(tmp_path / "single"), abs=1e-5, rel=0)
+    assert losses(run) == pytest.approx(losses(one_process), abs=1e-5, rel=0)
     assert (summary(run)["strategy"], summary(run)["world_size"]) == ("horovod", 2)
     events = {event.get("name") for event in timeline(run)}
     assert {"NEGOTIATE_ALLREDUCE", "MPI_ALLREDUCE"} <= events

@@ -11,11 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import distrib, losses, start, steps, summary, wait_until
+from runs import TINY, distrib, losses, start, steps, summary, wait_until
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
-
-TINY = ("experiment=tiny", "train.steps=8", "train.eval_every=8")
 
 
 def horovodrun() -> str:
@@ -25,16 +23,15 @@ def horovodrun() -> str:
     return found
 
 
-def test_horovodrun_gives_the_one_process_run(tmp_path: Path) -> None:
+def test_horovodrun_gives_the_one_process_run(tmp_path: Path, one_process: Path) -> None:
     """Started by horovodrun on 2 processes: one run directory and one process's losses."""
-    distrib("train", *TINY, "strategy=single", "run_dir=single", cwd=tmp_path)
     prefix = [horovodrun(), "--gloo", "-np", "2", sys.executable]
     distrib("train", *TINY, "strategy=horovod", cwd=tmp_path, prefix=prefix)
     (run,) = (path for path in (tmp_path / "runs" / "tiny").iterdir() if path.is_dir())
-    assert losses(run) == pytest.approx(losses(tmp_path / "single"), abs=1e-5, rel=0)
+    assert losses(run) == pytest.approx(losses(one_process), abs=1e-5, rel=0)
     told = summary(run)
     assert (told["strategy"], told["world_size"]) == ("horovod", 2)
-    assert told["metrics"]["accuracy"] == summary(tmp_path / "single")["metrics"]["accuracy"]
+    assert told["metrics"]["accuracy"] == summary(one_process)["metrics"]["accuracy"]
 
 
 def test_a_killed_rank_ends_the_job(tmp_path: Path) -> None:

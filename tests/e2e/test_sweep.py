@@ -67,6 +67,7 @@ def test_each_trial_is_a_job_of_several_processes(tmp_path: Path, words: list[st
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
 
 
+@pytest.mark.full
 def test_torchrun_makes_one_run_directory(tmp_path: Path, words: list[str]) -> None:
     """Every rank composes the same words, and one directory is made."""
     ended = distrib(tmp_path, *words, "strategy=ddp", prefix=TORCHRUN)

@@ -55,6 +55,7 @@ def test_the_run_directory_holds_what_is_promised(reference: Path) -> None:
         assert (reference / name).stat().st_size > 0, name
 
 
+@pytest.mark.full
 def test_three_processes_with_other_microbatches_of_the_same_size(tmp_path: Path, reference: Path) -> None:
     """DDP on 3 processes gives the one-process run: 4 microbatches do not divide by 3."""
     distrib(
