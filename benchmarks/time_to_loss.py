@@ -23,8 +23,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
+import matplotlib.pyplot as plt
+
 from benchmarks.common import RESULTS, Numbers, free_port, rank_environment, records, write
-from benchmarks.curves import Curve, Panel, to_svg
 from benchmarks.hosts import INTERFACE, Host, hosts
 from distrib.cli.compose import compose
 from distrib.config import RunConfig, dump
@@ -59,6 +61,8 @@ TASK = (
     "checkpoint.keep_best=false",
     "checkpoint.keep_last=1",
 )
+AXES = (("seconds", 1.0, "seconds of training", "linear"), ("bytes", 1e6, "MB sent by a worker", "log"))
+"""Of the picture: by number its unit, words and scale."""
 TIME_LIMIT = 3600.0
 STEPS_BEFORE = 2
 """`Measured` counts the bytes of each step from the third on."""
@@ -173,7 +177,7 @@ def report(runs: Mapping[str, Sequence[Path]], *, settings: Mapping[str, object]
                 ours["times_fewer_bytes"] = theirs["bytes_per_step"] / ours["bytes_per_step"]
     print(write("time-to-loss", numbers, settings={**settings, "target": target}))
     picture = RESULTS / "time-to-loss.svg"
-    picture.write_text(to_svg([panel(curves, "seconds", unit=1.0), panel(curves, "bytes", unit=1e6)]))
+    draw(curves, target=target, path=picture)
     print(picture)
 
 
@@ -194,15 +198,25 @@ def reached(curve: Sequence[Numbers], target: float) -> Numbers:
     }
 
 
-def panel(curves: Mapping[str, Sequence[Sequence[Numbers]]], number: str, *, unit: float) -> Panel:
-    """One picture: a curve for every seed, in its method's colour."""
-    drawn = [
-        Curve(name=name, points=[(point[number] / unit, point["loss"]) for point in curve])
-        for name, many in curves.items()
-        for curve in many
-    ]
-    along = {"seconds": "seconds of training", "bytes": "MB sent by a worker"}[number]
-    return Panel(along=along, up="held-out loss", curves=drawn)
+def draw(curves: Mapping[str, Sequence[Sequence[Numbers]]], *, target: float, path: Path) -> None:
+    """A curve for every seed, in its method's colour, over seconds and over bytes."""
+    # The same file from the same numbers, and text as text.
+    matplotlib.rcParams.update({"svg.hashsalt": path.name, "svg.fonttype": "none"})
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    for axes, (number, unit, label, scale) in zip(panels, AXES, strict=True):
+        for colour, (name, many) in enumerate(curves.items()):
+            for seed, curve in enumerate(many):
+                x, y = [point[number] / unit for point in curve], [point["loss"] for point in curve]
+                axes.plot(x, y, color=f"C{colour}", linewidth=1.2, label=None if seed else name)
+        axes.axhline(target, color="grey", linestyle=":", linewidth=1.0)
+        axes.set_xscale(scale)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("held-out loss")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
 
 
 if __name__ == "__main__":
