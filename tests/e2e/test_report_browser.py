@@ -112,6 +112,21 @@ def test_hovering_and_the_log_scale_work_without_an_error(browser: str, tmp_path
     assert 'aria-pressed="true"' in document
 
 
+def test_the_ticks_of_a_nearly_flat_curve_differ(browser: str, tmp_path: Path) -> None:
+    """They all read 8.232 where bytes a step differed in the fifth digit."""
+    files = RunFiles()
+    files.start(info(tmp_path))
+    for step in range(1, 41):
+        files.step(record(step, loss=8.232 + step / 1e5, memory=4.252e8 + step, tokens=5123.0))
+    files.close()
+    document = rendered(browser, probed(write_report(tmp_path)), profile=tmp_path / "profile")
+    assert failures(document) == []
+    charts = re.findall(r"<svg[^>]*viewBox.*?</svg>", document, flags=re.DOTALL)
+    ticks = [re.findall(r'<text x="44"[^>]*>([^<]+)</text>', chart) for chart in charts]  # left of the axis
+    assert len(ticks) == 6
+    assert all(len(set(texts)) == len(texts) >= 2 for texts in ticks), ticks
+
+
 @pytest.mark.parametrize("last", [1, 3])
 def test_the_shortest_runs_draw_without_an_error(browser: str, tmp_path: Path, last: int) -> None:
     """One point or three: no division by an empty range."""

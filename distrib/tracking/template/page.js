@@ -46,6 +46,10 @@ function scale(chart) {
   }
   if (low >= 0 && low < 0.6 * high) low = 0;
   if (high === low) [low, high] = high ? [low - Math.abs(low) / 2, high + Math.abs(high) / 2] : [0, 1];
+  // So wide that ticks differ in the digits that `read` shows of them: three of some units, else four.
+  const least = Math.abs(high) * (chart.unit === "bytes" || chart.unit === "rate" || high >= 10000 ? 0.04 : 0.004);
+  const missing = Math.max(least - (high - low), 0);
+  [low, high] = [low - missing / 2, high + missing / 2];
   const room = (high - low) * 0.05;
   [low, high] = [low === 0 ? 0 : low - room, high + room];
   return { place: (v) => (v - low) / (high - low), ticks: ticks(low, high, 4) };
