@@ -6,8 +6,8 @@ arXiv:2311.08105, section 3.1: after 24,000 steps of plain training), and the ba
 can use: where a replica's half of it is mostly noise, every way to wait less loses.
 
 The loss asked for is the lowest that every run has reached. Seconds are those of training; evaluations do
-not count, but what they send does. A run that is in ``--folder`` already is read, not repeated, so that a
-method or a seed can be added.
+not count, but what they send does. A run that is in ``--folder`` already is not repeated, and all that are
+there are reported, so that a method or a seed can be added.
 
 Needs root: the hosts are network namespaces (`benchmarks.hosts`).
 """
@@ -82,7 +82,6 @@ def main() -> None:
     configs = {name: compose([*TASK, *length, *words(name)]) for name in given.methods}
     start = compose([*TASK, *length, *words("ddp"), f"train.stop_after={given.shared_steps}"])
     most = max(processes(config) for config in configs.values())
-    runs: dict[str, list[Path]] = {name: [] for name in configs}
     with hosts(most, rate=given.rate) as network:
         for seed in given.seeds:
             before = given.folder / f"start-{seed}"
@@ -90,10 +89,9 @@ def main() -> None:
             for name, config in configs.items():
                 folder = given.folder / f"{name}-{seed}"
                 train(replace(config, seed=seed, resume=str(before)), folder, network)
-                runs[name].append(folder)
                 print(f"{name}, seed {seed}: {read(folder)[-1]}", flush=True)
-    shared = {"steps": given.steps, "shared_steps": given.shared_steps, "seeds": given.seeds}
-    report(runs, settings={"rate": given.rate, **shared})
+    shared = {"steps": given.steps, "shared_steps": given.shared_steps}
+    report(finished(given.folder), settings={"rate": given.rate, **shared})
 
 
 def words(method: str) -> list[str]:
@@ -165,19 +163,33 @@ def read(folder: Path) -> list[Numbers]:
     return found
 
 
-def report(runs: Mapping[str, Sequence[Path]], *, settings: Mapping[str, object]) -> None:
+def finished(folder: Path) -> dict[str, dict[int, Path]]:
+    """The runs that have come to their end, by method and seed."""
+    runs: dict[str, dict[int, Path]] = {}
+    for name in METHODS:
+        for path in sorted(folder.glob(f"{name}-[0-9]*")):
+            if (path / "summary.json").exists():
+                runs.setdefault(name, {})[int(path.name.removeprefix(f"{name}-"))] = path
+    return runs
+
+
+def report(runs: Mapping[str, Mapping[int, Path]], *, settings: Mapping[str, object]) -> None:
     """Writes the table's numbers and the picture."""
-    curves = {name: [read(folder) for folder in folders] for name, folders in runs.items()}
-    target = max(min(point["loss"] for point in curve) for many in curves.values() for curve in many)
-    numbers = {name: [reached(curve, target) for curve in many] for name, many in curves.items()}
-    if "ddp" in numbers:
-        for many in numbers.values():
-            for ours, theirs in zip(many, numbers["ddp"], strict=True):
-                ours["loss_over_ddp"] = ours["final_loss"] / theirs["final_loss"] - 1
-                ours["times_fewer_bytes"] = theirs["bytes_per_step"] / ours["bytes_per_step"]
-    print(write("time-to-loss", numbers, settings={**settings, "target": target}))
+    curves = {name: {seed: read(path) for seed, path in paths.items()} for name, paths in runs.items()}
+    target = max(min(point["loss"] for point in curve) for many in curves.values() for curve in many.values())
+    numbers = {
+        name: {seed: reached(curve, target) for seed, curve in many.items()} for name, many in curves.items()
+    }
+    for many in numbers.values():
+        for seed in many.keys() & numbers.get("ddp", {}).keys():
+            ours, theirs = many[seed], numbers["ddp"][seed]
+            ours["loss_over_ddp"] = ours["final_loss"] / theirs["final_loss"] - 1
+            ours["times_fewer_bytes"] = theirs["bytes_per_step"] / ours["bytes_per_step"]
+    rounds = {name: list(many.values()) for name, many in numbers.items()}
+    seeds = {name: list(paths) for name, paths in runs.items()}
+    print(write("time-to-loss", rounds, settings={**settings, "seeds": seeds, "target": target}))
     picture = RESULTS / "time-to-loss.svg"
-    draw(curves, target=target, path=picture)
+    draw({name: list(many.values()) for name, many in curves.items()}, target=target, path=picture)
     print(picture)
 
 

@@ -52,18 +52,22 @@ def slow_link() -> Iterator[str]:
         rows = [
             [
                 f"`{name}`",
+                str(len(settings["seeds"][name])),
                 spread(summary["seconds"]),
                 spread({key: value / 1e6 for key, value in summary["bytes"].items()}),
-                f"{summary['final_loss']['median']:.3f}",
-                f"{summary['loss_over_ddp']['median']:+.1%}",
+                spread(summary["final_loss"], digits=3),
+                _percent(summary["loss_over_ddp"]),
                 f"{summary['times_fewer_bytes']['median']:.1f}",
             ]
             for name, summary in result["summary"].items()
         ]
-        yield table(
-            ["", "seconds", "MB", "loss after all steps", "over DDP's", "times fewer bytes a step"], rows
-        )
+        header = ["", "seeds", "seconds", "MB", "loss after all steps", "over DDP's", "times fewer bytes"]
+        yield table(header, rows)
         yield footnote(result)
+
+
+def _percent(summary: Mapping[str, float]) -> str:
+    return f"{summary['median']:+.1%} ({summary['lowest']:+.1%} to {summary['highest']:+.1%})"
 
 
 def late() -> Iterator[str]:
