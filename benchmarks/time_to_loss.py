@@ -105,7 +105,7 @@ def processes(config: RunConfig) -> int:
 
 def train(config: RunConfig, folder: Path, network: Sequence[Host]) -> None:
     """Runs ``config`` with one process on each host; leaves ``folder`` alone where it is finished."""
-    if (folder / "summary.json").exists():
+    if is_finished(folder):
         return
     folder.mkdir(parents=True)
     measured = {
@@ -168,9 +168,15 @@ def finished(folder: Path) -> dict[str, dict[int, Path]]:
     runs: dict[str, dict[int, Path]] = {}
     for name in METHODS:
         for path in sorted(folder.glob(f"{name}-[0-9]*")):
-            if (path / "summary.json").exists():
+            if is_finished(path):
                 runs.setdefault(name, {})[int(path.name.removeprefix(f"{name}-"))] = path
     return runs
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has come to its end; one that was told to stop by a signal has a summary too."""
+    path = folder / "summary.json"
+    return path.exists() and not str(json.loads(path.read_text())["stopped_by"]).startswith("SIG")
 
 
 def report(runs: Mapping[str, Mapping[int, Path]], *, settings: Mapping[str, object]) -> None:
@@ -185,6 +191,8 @@ def report(runs: Mapping[str, Mapping[int, Path]], *, settings: Mapping[str, obj
             ours, theirs = many[seed], numbers["ddp"][seed]
             ours["loss_over_ddp"] = ours["final_loss"] / theirs["final_loss"] - 1
             ours["times_fewer_bytes"] = theirs["bytes_per_step"] / ours["bytes_per_step"]
+            ours["seconds_of_ddp"] = ours["seconds"] / theirs["seconds"]
+            ours["bytes_of_ddp"] = ours["bytes"] / theirs["bytes"]
     rounds = {name: list(many.values()) for name, many in numbers.items()}
     seeds = {name: list(paths) for name, paths in runs.items()}
     print(write("time-to-loss", rounds, settings={**settings, "seeds": seeds, "target": target}))

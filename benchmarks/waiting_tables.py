@@ -47,27 +47,32 @@ def slow_link() -> Iterator[str]:
         yield (
             f"A small language model, from one checkpoint of step {settings['shared_steps']} to step "
             f"{settings['steps']}, until a held-out loss of {settings['target']:.2f}. Bytes are a worker's, "
-            "those of evaluations included.\n"
+            "those of evaluations included. A seed has its own data and its own part held out, so what is said of "
+            "DDP's is the median over the same seeds.\n"
         )
         rows = [
             [
                 f"`{name}`",
                 str(len(settings["seeds"][name])),
                 spread(summary["seconds"]),
+                f"{summary['seconds_of_ddp']['median']:.2f}",
                 spread({key: value / 1e6 for key, value in summary["bytes"].items()}),
+                f"{summary['bytes_of_ddp']['median']:.3f}",
                 spread(summary["final_loss"], digits=3),
                 _percent(summary["loss_over_ddp"]),
                 f"{summary['times_fewer_bytes']['median']:.1f}",
             ]
             for name, summary in result["summary"].items()
         ]
-        header = ["", "seeds", "seconds", "MB", "loss after all steps", "over DDP's", "times fewer bytes"]
+        until = ["seconds", "of DDP's", "MB", "of DDP's"]
+        header = ["", "seeds", *until, "loss after all steps", "over DDP's", "times fewer bytes a step"]
         yield table(header, rows)
         yield footnote(result)
 
 
 def _percent(summary: Mapping[str, float]) -> str:
-    return f"{summary['median']:+.1%} ({summary['lowest']:+.1%} to {summary['highest']:+.1%})"
+    median, low, high = (round(summary[key], 3) + 0.0 for key in ("median", "lowest", "highest"))  # no -0
+    return f"{median:+.1%} ({low:+.1%} to {high:+.1%})"
 
 
 def late() -> Iterator[str]:
