@@ -47,8 +47,8 @@ def slow_link() -> Iterator[str]:
         yield (
             f"A small language model, from one checkpoint of step {settings['shared_steps']} to step "
             f"{settings['steps']}, until a held-out loss of {settings['target']:.2f}. Bytes are a worker's, "
-            "those of evaluations included. A seed has its own data and its own part held out, so what is said "
-            "of DDP's is the median over the same seeds.\n"
+            "those of evaluations included. A seed has its own data and its own part held out, so what is "
+            "said of DDP's is the median over the same seeds.\n"
         )
         rows = [
             [
