@@ -59,13 +59,11 @@ class Averaging(Worker):
 
     def _exchange(self, step: int) -> bool:
         """Sends the parameters and takes what comes back; whether all workers stop here."""
-        self._up.begin(Op.STEP, [(step, version) for version in self.versions])
+        self._up.begin(Op.STEP, step=step, bases=self.versions)
         before = self._copies() if self.elastic else []
         for number in range(len(self.layout.buckets)):
             self._send_whole(number, self._weights)
-        push = self._up.finish(
-            0.0, self._targets, 1.0, 0.0, step=step, bases=self.versions, touched=self._touched
-        )
+        push = self._up.finish(0.0, self._targets, 1.0, 0.0, touched=self._touched)
         stops = self._hear_result(push).meet
         self._targets = 0
         if self.elastic:

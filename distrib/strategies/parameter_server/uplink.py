@@ -40,7 +40,10 @@ class Uplink:
     ) -> None:
         self._names = [name for bucket in layout.buckets for name in bucket.starts]
         self._links, self._spent, self._settle = links, spent, settle
-        self._header: tuple[int, Sequence[Sequence[float]]] | None = None
+        self._op: int | None = None
+        """Not announced yet."""
+        self._step = 0
+        self._bases: Sequence[int] = ()
         self._messages: dict[int, Sequence[Tensor]] = {}
         self._kept: list[SentPush] = []
         self.keeps = any(link.has_backup for link in links)
@@ -48,13 +51,13 @@ class Uplink:
         for server, link in enumerate(links):
             link.catch_up = partial(self._repeat_answered, server)
 
-    def begin(self, op: int, numbers: Sequence[Sequence[float]]) -> None:
+    def begin(self, op: int, *, step: int, bases: Sequence[int]) -> None:
         """Begins a push, or another ``op`` that buckets follow; it may take the whole of backward.
 
         Args:
-            numbers: of the header, by server.
+            bases: the version of the weights held, by server.
         """
-        self._messages, self._header = {}, (op, numbers)
+        self._messages, self._op, self._step, self._bases = {}, op, step, bases
 
     def send(self, number: int, messages: Sequence[Tensor]) -> None:
         """Starts a bucket's messages, one for each server; those that are empty do not go."""
@@ -66,15 +69,15 @@ class Uplink:
 
     def _announce(self) -> None:
         """Says what comes, before the first bucket: by this a server knows that its weights have come."""
-        if self._header is None:
+        if self._op is None:
             return
-        (op, numbers), self._header = self._header, None
+        op, self._op = self._op, None
         self._settle()  # of what forward does not use
-        for link, own in zip(self._links, numbers, strict=True):
+        for link, base in zip(self._links, self._bases, strict=True):
             link.is_new = False
-            link.attempt(lambda session: session.tell(op, *own))  # noqa: B023 (called at once)
+            link.attempt(lambda session: session.tell(op, self._step, base))  # noqa: B023 (called at once)
 
-    def finish(self, *numbers: float, step: int, bases: Sequence[int], touched: Collection[str]) -> SentPush:
+    def finish(self, *numbers: float, touched: Collection[str]) -> SentPush:
         """Completes the push by loss, targets, the step's targets, norm; and by who has a gradient."""
         mask = [float(name in touched) for name in self._names]
         trailer = torch.tensor([*numbers, self._spent.tell(), *mask], dtype=torch.float64)
@@ -84,7 +87,7 @@ class Uplink:
             for link in self._links:
                 if not link.is_new:
                     link.attempt(lambda session: session.confirmed())
-        return SentPush(step=step, bases=bases, messages=self._messages, trailer=trailer)
+        return SentPush(step=self._step, bases=self._bases, messages=self._messages, trailer=trailer)
 
     def _start(self, link: Link, tensor: Tensor, tag: int = BODY) -> None:
         if link.is_new:

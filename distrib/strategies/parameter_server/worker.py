@@ -92,7 +92,7 @@ class Worker:
 
     def train_step(self, microbatches: Sequence[Batch], step: int) -> StepResult:
         """Sends this shard's gradients of ``step`` and asks for the next weights."""
-        self._up.begin(Op.STEP, [(step, version) for version in self.versions])
+        self._up.begin(Op.STEP, step=step, bases=self.versions)
         self._meetings = 0
         targets = targets_of(microbatches)
         self._prepare(targets)
@@ -105,7 +105,7 @@ class Worker:
             forward_context=self.replica.forward_context,
             hold_sync=self._hold,
         )
-        push = self._finish_push(float(loss), targets, microbatches[0].step_targets, step=step)
+        push = self._finish_push(float(loss), targets, microbatches[0].step_targets)
         if not self._up.keeps:
             self._gradients.clear()  # while the servers work
         result = self._hear_result(push)
@@ -152,7 +152,7 @@ class Worker:
         vector = vectors.on_host(number)
         self._up.send(number, [vector[cut] for cut in self.layout.buckets[number].cuts])
 
-    def _finish_push(self, loss: float, targets: int, step_targets: int, *, step: int) -> SentPush:
+    def _finish_push(self, loss: float, targets: int, step_targets: int) -> SentPush:
         for number, missing in enumerate(self._missing):
             if missing:  # of a parameter that had no gradient in the last microbatch
                 self._send(number)
@@ -161,9 +161,7 @@ class Worker:
             touched = touched | self._outbox.also_sent(self.parameters.keys() - touched)
         # Of what was sent of this worker's own gradient, where the mode asks for it.
         norm = float(total_norm(map(self._gradients.view, self.parameters))) if self._own_norm else 0.0
-        return self._up.finish(
-            loss, targets, step_targets, norm, step=step, bases=self.versions, touched=touched
-        )
+        return self._up.finish(loss, targets, step_targets, norm, touched=touched)
 
     def _hear_result(self, push: SentPush) -> StepResult:
         for server, link in enumerate(self.links):
@@ -210,7 +208,7 @@ class Worker:
     def place(self) -> None:
         """Makes this model's weights the servers'. The loss of a server meanwhile ends the job."""
         self.settle()
-        self._up.begin(Op.PLACE, [()] * len(self.links))
+        self._up.begin(Op.PLACE, step=self.done, bases=self.versions)
         for number in range(len(self.layout.buckets)):
             self._send_whole(number, self._weights)
         for link in self.links:
