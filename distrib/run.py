@@ -15,13 +15,14 @@ from distrib.data.cache import cache_folder
 from distrib.data.loader import Loader, evaluation
 from distrib.data.prepare import Prepared, prepare
 from distrib.diagnosis.watchdog import watched
+from distrib.evaluation import Evaluation
 from distrib.metrics import Meter
 from distrib.recipes import ModelRecipe, count_steps, make_job
 from distrib.targets import build
 from distrib.tracking.base import NullTracker, RunInfo, Tracker
 from distrib.tracking.environment import versions, without_secrets
 from distrib.tracking.several import trackers_of_a_run
-from distrib.trainer import Evaluation, Outcome, Trainer
+from distrib.trainer import Outcome, Trainer
 
 if TYPE_CHECKING:
     from distrib.strategies.base import Strategy
@@ -180,7 +181,7 @@ def train(rank: Rank, *, stop_requested: Callable[[], str | None], progress: Pro
 
 
 def held_out(rank: Rank) -> Evaluation:
-    """The task's evaluation over the held-out examples of this rank's shard."""
+    """The task's evaluation over the held-out examples."""
     vocabulary = rank.prepared.vocabulary
     return Evaluation(
         zeros=partial(rank.task.zeros, vocabulary=vocabulary),
@@ -190,7 +191,6 @@ def held_out(rank: Rank) -> Evaluation:
             task=rank.task,
             vocabulary=vocabulary,
             batch_size=rank.config.train.eval_batch_size,
-            shard=rank.strategy.shard,
             device=rank.world.device,
         ),
         report=partial(rank.task.report, vocabulary=vocabulary),

@@ -18,16 +18,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from distrib.checkpointing import Checkpointer
-from distrib.core import OWN, UNWATCHED, Batch, Progress
+from distrib.core import OWN, UNWATCHED, Progress
 from distrib.errors import TrainingError
+from distrib.evaluation import Evaluation
 from distrib.metrics import PER_STEP, VOTES, Cadence, Meter
 from distrib.strategies.base import Strategy
 from distrib.tasks.base import Report
 from distrib.tracking.base import Tracker
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from distrib.config import TrainConfig
     from distrib.data.loader import Loader
 
@@ -52,15 +51,6 @@ class Outcome:
     examples: int
     peak_memory: int
     skipped: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The task's side of an evaluation, bound to its data."""
-
-    zeros: Callable[[], dict[str, Tensor]]
-    batches: Callable[[], Iterable[Batch]]
-    report: Callable[[Mapping[str, Tensor]], Report]
 
 
 class Trainer:
@@ -162,12 +152,8 @@ class Trainer:
             self.checkpointer.save(self.strategy, done, report=self.report, best=improved)
 
     def evaluate(self, done: int) -> bool:
-        """Covers every held-out example once; says whether the result is the best so far."""
-        sums = self.evaluation.zeros()
-        for batch in self.evaluation.batches():
-            for name, value in self.strategy.eval_step(batch).items():
-                sums[name] += value.to(sums[name].device)
-        self.report = self.evaluation.report(self.strategy.reduce(sums))
+        """Evaluates what is held out; says whether the result is the best so far."""
+        self.report = self.evaluation.run(self.strategy)
         self.tracker.evaluation(done, self.report)
         return self.checkpointer.improved(self.report)
 

@@ -70,11 +70,13 @@ ARROWS: dict[str, set[str]] = {
     "metrics": VALUES,
     "checkpoint": VALUES,
     "checkpointing": VALUES | {"state", "checkpoint"},
-    "trainer": VALUES | {"strategies.base", "tasks.base", "tracking.base", "checkpointing", "metrics"},
+    "evaluation": VALUES | {"strategies.base", "tasks.base"},
+    "trainer": VALUES
+    | {"strategies.base", "tasks.base", "tracking.base", "checkpointing", "evaluation", "metrics"},
     "recipes": VALUES | {"config"},
     "run": VALUES
     | {"config", "diagnosis.watchdog", "recipes", "targets", "trainer", "checkpointing", "metrics", "data"}
-    | {"tracking"},
+    | {"evaluation", "tracking"},
     "proof": VALUES
     | STATE
     | {"checkpoint", "config", "data", "launchers", "parallel", "run", "strategies.base", "strategies.single"}

@@ -16,13 +16,14 @@ from distrib.config import CheckpointConfig, TrainConfig
 from distrib.core import Batch, DataShard
 from distrib.data.loader import StepBatches
 from distrib.errors import CheckpointError, TrainingError
+from distrib.evaluation import Evaluation
 from distrib.metrics import Cadence, Meter
 from distrib.parallel.state import entry
 from distrib.state import StateWriter
 from distrib.tasks.base import Report
 from distrib.testing.fake import Fake
 from distrib.tracking.base import NullTracker
-from distrib.trainer import Evaluation, Outcome, Trainer
+from distrib.trainer import Outcome, Trainer
 from distrib.world import World
 
 NUM_STEPS = 12
@@ -88,7 +89,7 @@ class Bench:
             loader=FourExamples(),  # type: ignore[arg-type]
             evaluation=Evaluation(
                 zeros=lambda: {"targets": torch.zeros((), dtype=torch.float64)},
-                batches=lambda: iter([batch(), batch()]),
+                batches=lambda shard: iter([batch(), batch()]),
                 report=self.report,
             ),
             checkpointer=self.checkpointer,
