@@ -114,11 +114,14 @@ def free_port() -> int:
 
 
 def interleave(variants: Sequence[Variant], *, repeats: int) -> dict[str, list[Numbers]]:
-    """``repeats`` rounds over all variants; by variant one entry per round, averaged over its ranks."""
+    """``repeats`` rounds over all variants; by variant one entry per round.
+
+    Averaged over its ranks but those without numbers, which served the others.
+    """
     runs: dict[str, list[Numbers]] = {variant.name: [] for variant in variants}
     for turn in range(repeats):
         for variant in variants:
-            ranks = run(variant)
+            ranks = [numbers for numbers in run(variant) if numbers]
             runs[variant.name].append({name: statistics.fmean(r[name] for r in ranks) for name in ranks[0]})
             shown = ", ".join(f"{name} {value:.6g}" for name, value in runs[variant.name][-1].items())
             print(f"[{turn + 1}/{repeats}] {variant.name}: {shown}", flush=True)

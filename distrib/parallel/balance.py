@@ -29,19 +29,19 @@ LEAD = 8
 def share_out(speeds: Sequence[float], count: int) -> list[int]:
     """How many of ``count`` equal pieces of work each rank is given so that the last is done soonest.
 
-    Every rank gets one at least, as one without would run a ghost that takes as long; with fewer pieces
-    than ranks the first ones get one. Then one piece after another goes to the rank that would be done
-    with it first, which is the optimum. N ranks whose speeds add up to V are done after
-    (count + N - 1) / V at the latest, 1 + (N - 1) / count times the ideal, unless one of them is so slow
-    that its only piece takes longer.
+    A rank with a speed of 0 is not there and gets none. Every other gets one at least, as one without would
+    run a ghost that takes as long; with fewer pieces than ranks the first ones get one. Then one piece after
+    another goes to the rank that would be done with it first, which is the optimum. N ranks whose speeds
+    add up to V are done after (count + N - 1) / V at the latest, 1 + (N - 1) / count times the ideal, unless
+    one of them is so slow that its only piece takes longer.
     """
-    size = len(speeds)
-    if count < size:
-        return [1] * count + [0] * (size - count)
-    shares = [1] * size
-    waiting = [(2 / speed, rank) for rank, speed in enumerate(speeds)]
+    there = [rank for rank, speed in enumerate(speeds) if speed > 0]
+    shares = [0] * len(speeds)
+    for rank in there[:count]:
+        shares[rank] = 1
+    waiting = [(2 / speeds[rank], rank) for rank in there]
     heapq.heapify(waiting)
-    for _ in range(count - size):
+    for _ in range(count - len(there)):
         _, rank = waiting[0]
         shares[rank] += 1
         heapq.heapreplace(waiting, ((shares[rank] + 1) / speeds[rank], rank))
@@ -58,6 +58,34 @@ def deal(shares: Sequence[int]) -> list[int]:
 def owners_by_speed(speeds: tuple[float, ...], count: int) -> Sequence[int]:
     """Which rank runs each of ``count`` microbatches."""
     return deal(share_out(speeds, count))
+
+
+class Speeds:
+    """How fast each rank is, by the step from which on that counts; all alike until something is known.
+
+    Args:
+        lead: steps between the one that runs and the last one of which anything is known, at most.
+    """
+
+    def __init__(self, *, size: int, lead: int) -> None:
+        self._kept = lead + 1
+        self._known: list[tuple[int, tuple[float, ...]]] = [(0, (1.0,) * size)]
+
+    def learn(self, speeds: Sequence[float], *, first: int) -> None:
+        """``speeds`` count from step ``first`` on; nothing happens where that is known already."""
+        if first > self._known[-1][0]:
+            self._known = [*self._known[-self._kept :], (first, tuple(speeds))]
+
+    def owners(self, step: int, count: int) -> Sequence[int]:
+        """Which rank runs each of the ``count`` microbatches of a step."""
+        speeds = next(speeds for first, speeds in reversed(self._known) if first <= step)
+        return owners_by_speed(speeds, count)
+
+    @property
+    def spread(self) -> float:
+        """How many times faster the fastest rank is than the slowest, as last learnt."""
+        there = [speed for speed in self._known[-1][1] if speed > 0]
+        return max(there) / min(there)
 
 
 class Stopwatch:
@@ -101,24 +129,13 @@ class Balancer:
         self._rank, self._size = rank, size
         self._device = device
         self._stopwatch = Stopwatch(device)
-        self._known: list[tuple[int, tuple[float, ...]]] = [(0, (1.0,) * size)]
-        """From which step on which speeds count."""
+        self._speeds = Speeds(size=size, lead=LEAD)
         self._under_way: tuple[Tensor, dist.Work] | None = None
 
     @property
     def shard(self) -> DataShard:
         """This rank's share, by the speeds that count at a step."""
-        return DataShard(index=self._rank, count=self._size, owners=self.owners, lead=LEAD)
-
-    @property
-    def speeds(self) -> tuple[float, ...]:
-        """Microbatches per second by rank, as last measured; all 1 before."""
-        return self._known[-1][1]
-
-    def owners(self, step: int, count: int) -> Sequence[int]:
-        """Which rank runs each of the ``count`` microbatches of a step."""
-        speeds = next(speeds for first, speeds in reversed(self._known) if first <= step)
-        return owners_by_speed(speeds, count)
+        return DataShard(index=self._rank, count=self._size, owners=self._speeds.owners, lead=LEAD)
 
     def watched(self, forward_context: Context) -> Context:
         """``forward_context``, measured."""
@@ -140,8 +157,8 @@ class Balancer:
 
     def _learn(self, seconds: Sequence[float], *, first: int) -> None:
         if all(value > 0 for value in seconds):
-            self._known = [*self._known[-LEAD:], (first, tuple(1 / value for value in seconds))]
+            self._speeds.learn([1 / value for value in seconds], first=first)
 
     def measures(self) -> dict[str, float]:
         """How many times faster the fastest rank is than the slowest."""
-        return {"speed_spread": max(self.speeds) / min(self.speeds)}
+        return {"speed_spread": self._speeds.spread}

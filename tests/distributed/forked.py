@@ -169,11 +169,12 @@ def steps(
             mine = (fault.rank, fault.step, rejoin) == (rank, step, 0)
             if mine and not fault.delay and fault.signal != "CUT":
                 os.kill(os.getpid(), getattr(signal, fault.signal))
-        own = list(strategy.shard.take(everything, step=step)) or [everything[0].ghost()]
-        result = strategy.train_step(own, step)
+        own = list(strategy.shard.take(everything, step=step))
+        result = strategy.train_step(own or [everything[0].ghost()], step)
         targets = everything[0].step_targets
         loss = result.loss.item() * strategy.shard.count / targets
-        diary.note("end", step=step, loss=loss, updated=result.updated, norm=float(result.grad_norm))
+        norm = float(result.grad_norm)
+        diary.note("end", step=step, ran=len(own), loss=loss, updated=result.updated, norm=norm)
     diary.note("evaluated", **evaluation(strategy), **strategy.measures())
     weights = saved_weights(strategy, strategy._world, proof)
     return [x for _, tensor in sorted(weights.items()) for x in tensor.view(-1).tolist()] or None

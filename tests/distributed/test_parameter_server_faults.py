@@ -75,6 +75,13 @@ PLANS = {
         hold=10,
         faults=[Fault(rank=1, step=3, again_after=0.1)],
     ),
+    "shared out anew": JobPlan(
+        size=3,
+        options={"min_workers": 1, "balance": "measured"},
+        proof={"steps": 20, "microbatch_size": 2},
+        hold=10,
+        faults=[Fault(rank=1, step=3, again_after=0.1)],
+    ),
     "stale stopped": JobPlan(
         size=3,
         options={"mode": "stale", "staleness": 1, "silent_after": 3.0},
@@ -109,13 +116,29 @@ def test_sync_goes_on_with_the_right_divisor(outcomes: dict[str, Outcome]) -> No
     assert ours == pytest.approx(alone(Proof(strategy={}, **plan.proof), without_shard=1, since=3), abs=1e-9)
 
 
-def alone(proof: Proof, *, without_shard: int, since: int) -> list[float]:
-    """One process's losses, where one of two shards is missing from step ``since`` on."""
+def test_the_others_run_a_lost_workers_microbatches(outcomes: dict[str, Outcome]) -> None:
+    """Its share is missing in three steps and in no more, it has one again later, and losses are one
+    process's that has the same examples."""
+    outcome, plan = outcomes["shared out anew"], PLANS["shared out anew"]
+    assert outcome["in_time"]
+    proof = Proof(strategy={}, **plan.proof)
+    theirs = alone(proof, without_shard=1, since=3, until=6)
+    assert [event["loss"] for event in events(outcome, 0, "end")] == pytest.approx(theirs, abs=1e-9)
+    zero, one = ({e["step"]: e["ran"] for e in events(outcome, rank, "end")} for rank in (0, 1))
+    ran = [zero[step] + one.get(step, 0) for step in range(proof.steps)]
+    assert ran == [3 if step in (3, 4, 5) else 5 for step in range(proof.steps)]
+    back = min(step for step in one if step > 3)
+    assert [one[step] for step in range(back, back + 3)] == [0, 0, 0]
+    assert min(one[step] for step in range(back + 3, proof.steps)) >= 1
+
+
+def alone(proof: Proof, *, without_shard: int, since: int, until: int | None = None) -> list[float]:
+    """One process's losses, where one of two shards is missing in the steps between."""
     strategy, losses = Single(), []
     strategy.setup(job_for(proof), World())
     for step in range(proof.steps):
         batches = global_batch(proof, step)
-        if step >= since:
+        if since <= step < (until or proof.steps):
             del batches[without_shard::2]
             targets = sum(int((batch.tensors["labels"] != IGNORED).sum()) for batch in batches)
             batches = [dataclasses.replace(batch, step_targets=targets) for batch in batches]

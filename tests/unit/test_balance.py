@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from distrib.core import DataShard
-from distrib.parallel.balance import LEAD, Balancer, Stopwatch, deal, owners_by_speed, share_out
+from distrib.parallel.balance import LEAD, Balancer, Speeds, Stopwatch, deal, owners_by_speed, share_out
 
 
 def finish(shares: list[int], speeds: list[float]) -> float:
@@ -80,14 +80,34 @@ def test_a_shard_takes_by_owner_in_steps_and_in_turn_elsewhere() -> None:
 def test_speeds_count_only_from_where_nobody_has_looked_ahead() -> None:
     """What is learnt after a step changes no step that a loader may have collated already."""
     balancer = Balancer(rank=0, size=2, device=torch.device("cpu"))
-    before = [list(balancer.owners(step, 8)) for step in range(40)]
+    owners = balancer.shard.owners
+    assert owners is not None
+    before = [list(owners(step, 8)) for step in range(40)]
     balancer._learn([1.0, 3.0], first=10 + LEAD + 1)
-    after = [list(balancer.owners(step, 8)) for step in range(40)]
+    after = [list(owners(step, 8)) for step in range(40)]
     assert after[: 10 + LEAD + 1] == before[: 10 + LEAD + 1]
     assert all(owners.count(0) == 6 for owners in after[10 + LEAD + 1 :])
     balancer._learn([1.0, 0.0], first=30)  # a rank that measured nothing
-    assert [list(balancer.owners(step, 8)) for step in range(40)] == after
+    assert [list(owners(step, 8)) for step in range(40)] == after
     assert balancer.measures() == {"speed_spread": pytest.approx(3.0)}
+
+
+def test_a_rank_that_is_not_there_gets_none() -> None:
+    """A speed of 0 says so; the others share out everything."""
+    assert share_out([2.0, 0.0, 1.0], 6) == [4, 0, 2]
+    assert share_out([1.0, 0.0, 1.0, 1.0], 2) == [1, 0, 1, 0]
+    assert set(owners_by_speed((0.0, 1.0), 5)) == {1}
+
+
+def test_of_speeds_told_twice_the_first_count() -> None:
+    """And a step keeps the speeds that count for it, however many are known of later ones."""
+    speeds = Speeds(size=2, lead=4)
+    speeds.learn([1.0, 0.0], first=3)
+    speeds.learn([0.0, 1.0], first=3)
+    for first in range(4, 8):
+        speeds.learn([1.0, 1.0], first=first)
+    assert [speeds.owners(step, 2) for step in (2, 3, 4)] == [[0, 1], [0, 0], [0, 1]]
+    assert speeds.spread == 1.0
 
 
 def test_a_stopwatch_forgets_what_it_told() -> None:

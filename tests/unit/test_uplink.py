@@ -64,7 +64,7 @@ def test_a_push_is_announced_when_all_weights_have_come() -> None:
     up.send(0, [torch.ones(4)])
     up.send(1, [torch.ones(4)])
     up.finish(0.0, 1.0, 1.0, 0.0, touched={"a", "b"})
-    pushed = [(PUSH, 4), (PUSH + 2, 4), (BODY, 5 + 2)]
+    pushed = [(PUSH, 4), (PUSH + 2, 4), (BODY, 6 + 2)]
     assert link.session.said == [("settled",), (Op.STEP, 3, 2), *pushed, ("confirmed",)]
 
 
@@ -82,7 +82,7 @@ def test_a_push_begun_with_a_lost_server_goes_whole_to_the_next() -> None:
     header, *messages, trailer, receipt = link.session.said
     assert header == (Op.STEP, 3, 2)
     assert sorted(messages) == [(PUSH, 4), (PUSH + 2, 4)]
-    assert trailer == (BODY, 5 + 2)
+    assert trailer == (BODY, 6 + 2)
     assert receipt == ("confirmed",)
     up.begin(Op.STEP, step=4, bases=[3])
     up.send(0, [torch.ones(4)])

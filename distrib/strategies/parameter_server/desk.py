@@ -47,7 +47,8 @@ class Desk:
             self._hall.wait_while_telling(self._session, lambda: self._may_go_on(push))
             weights = self._weights_for(push)
             numbers = (self._hall.version or 0, *self._result_of(push), self._hall.stop_at)
-        self._session.tell(Op.STEP, *numbers)
+            shares = self._hall.sharing and self._hall.sharing.later_than(push.step)
+        self._session.tell(Op.STEP, *numbers, text=shares or None)
         self._send_buckets(weights)
 
     def _may_go_on(self, push: Push) -> bool:
@@ -58,8 +59,8 @@ class Desk:
         vector = torch.empty_like(self._part.vector) if self._spare is None else self._spare
         self._spare = None
         self._receive_gradient(vector)
-        trailer = torch.empty(5 + self._server.num_parameters, dtype=torch.float64)
-        loss, targets, step_targets, norm, waited = self._session.receive(trailer)[:5].tolist()
+        trailer = torch.empty(6 + self._server.num_parameters, dtype=torch.float64)
+        loss, targets, step_targets, norm, seconds, waited = self._session.receive(trailer)[:6].tolist()
         self._session.confirm()
         push = Push(
             rank=self._rank,
@@ -70,7 +71,8 @@ class Desk:
             targets=targets,
             step_targets=step_targets,
             norm=norm,
-            touched=self._server.names(trailer[5:]),
+            seconds=seconds,
+            touched=self._server.names(trailer[6:]),
         )
         with self._hall.told():
             self._server.facts.waited(self._rank, waited)
@@ -124,9 +126,9 @@ class Desk:
 
     def _join(self, message: Message) -> None:
         told = int(message.numbers[0])
-        begin = self._hall.join(self._rank, None if told < 0 else told)
+        begin, shares = self._hall.join(self._rank, None if told < 0 else told)
         self._server.ledger.keep()
-        self._session.tell(Op.JOIN, begin)
+        self._session.tell(Op.JOIN, begin, text=shares or None)
 
     def _get(self, message: Message) -> None:
         with self._hall.changed:

@@ -16,12 +16,18 @@ class Facts:
         self.busy = 0.0
         """Seconds of making updates."""
         self._staleness: Counter[int] = Counter()
+        self._used = self._due = 0.0
+        """Targets, of all steps."""
         self._waited = [0.0] * num_workers
         self._since = time.perf_counter()
 
     def staleness(self, updates: int) -> None:
         """Counts one push that was computed from weights ``updates`` versions old."""
         self._staleness[updates] += 1
+
+    def targets(self, used: float, *, due: float) -> None:
+        """Counts a step's update that was made of ``used`` of its ``due`` targets."""
+        self._used, self._due = self._used + used, self._due + due
 
     def waited(self, worker: int, seconds: float) -> None:
         """Adds what a worker says that it has waited for the servers' answers."""
@@ -38,7 +44,10 @@ class Facts:
             **{f"staleness/{name}": count for name, count in histogram(counts).items()},
             **{f"waited_seconds/worker_{worker}": seconds for worker, seconds in enumerate(self._waited)},
         }
+        if self._due:
+            numbers["missing_targets"] = 1 - self._used / self._due
         self.busy, self._staleness, self._since = 0.0, Counter(), now
+        self._used = self._due = 0.0
         self._waited = [0.0] * len(self._waited)
         return numbers
 

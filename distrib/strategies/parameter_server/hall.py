@@ -14,6 +14,7 @@ from torch import Tensor
 from distrib.errors import LaunchError, TrainingError
 from distrib.strategies.parameter_server.rules import Push, Rules, Seat
 from distrib.strategies.parameter_server.session import Session
+from distrib.strategies.parameter_server.sharing import Decision, Sharing
 
 
 @dataclass(kw_only=True)
@@ -54,13 +55,20 @@ class Hall:
     Args:
         may_lose: whether the job goes on when a worker is lost.
         min_workers: fewer than these end it all the same.
+        sharing: of the microbatches; None: not by speed, or another server's.
     """
 
     def __init__(
-        self, rules: Rules, *, num_workers: int, may_lose: Callable[[int], bool], min_workers: int
+        self,
+        rules: Rules,
+        *,
+        num_workers: int,
+        may_lose: Callable[[int], bool],
+        min_workers: int,
+        sharing: Sharing | None = None,
     ) -> None:
         self.changed = threading.Condition()
-        self.rules = rules
+        self.rules, self.sharing = rules, sharing
         self.num_workers = num_workers
         self._may_lose, self._min_workers = may_lose, min_workers
         self.seats = {rank: Seat(rank=rank, since=-1) for rank in range(num_workers)}
@@ -123,8 +131,15 @@ class Hall:
             if push.rank in self.seats:
                 self.seats[push.rank].applied = push.step + 1
         self.pushes = [push for push in self.pushes if not push.applied]
+        if self.sharing is not None:
+            seconds = {push.rank: push.seconds for push in over}
+            self.sharing.update(self.version, seconds=seconds, present=self._due_from(self.version))
         self.version += self.rules.stride
         self.result = result
+
+    def _due_from(self, step: int) -> set[int]:
+        """Whose pushes a step is not finished without."""
+        return {seat.rank for seat in self.seats.values() if seat.since <= step}
 
     def leave(self, rank: int) -> None:
         """A worker is done."""
@@ -160,8 +175,8 @@ class Hall:
         with self.told():
             self.failure = self.failure or error
 
-    def join(self, rank: int, step: int | None) -> int:
-        """Seats a worker that comes into the running job; returns the step it begins at.
+    def join(self, rank: int, step: int | None) -> tuple[int, list[Decision]]:
+        """Seats a worker that comes into the running job; returns the step it begins at, and what is shared.
 
         Waits for the job to run; ``step`` is what the first server has said, where it has.
         """
@@ -172,7 +187,7 @@ class Hall:
             begin = step if step is not None else self.version if self.rules.collective else slowest
             self.seats[rank] = Seat(rank=rank, since=begin, clock=begin)
             self.lost.pop(rank, None)
-        return begin
+            return begin, [] if self.sharing is None else list(self.sharing.decisions)
 
     def meet(self, rank: int, key: tuple[int, int], vector: Tensor, *, session: Session) -> Tensor:
         """The sum of all workers' vectors; waits for every worker that was there before step ``key[0]``."""
@@ -222,6 +237,7 @@ class Hall:
                 if meeting.total is not None
             ],
             "stop_at": self.stop_at,
+            "decisions": [] if self.sharing is None else self.sharing.decisions,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -234,6 +250,8 @@ class Hall:
         self._meetings = {
             (step, count): Meeting(total=as_vector(values)) for (step, count), values in state["meetings"]
         }
+        if self.sharing is not None:
+            self.sharing.decisions = [(first, speeds) for first, speeds in state["decisions"]]
 
 
 def sum_of(vectors: Mapping[int, Tensor]) -> Tensor:

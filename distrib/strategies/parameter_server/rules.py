@@ -26,6 +26,8 @@ class Push:
     """Of the whole global batch, by which the gradient is divided already."""
     norm: float
     """Of the worker's whole gradient, where the mode needs it."""
+    seconds: float
+    """That a microbatch of it took."""
     touched: frozenset[str]
     """Parameters that have a gradient."""
     answer: Tensor | None = None

@@ -20,6 +20,8 @@ class Spent:
     pull: float = 0.0
     """Receiving weights, without what forward has hidden."""
     steps: int = 0
+    microbatch: float = 0.0
+    """Of the last step's arithmetic, for one microbatch."""
     untold: float = 0.0
     """Of what was ``waited``, since the servers were last told."""
 
@@ -32,6 +34,13 @@ class Spent:
         setattr(self, what, getattr(self, what) + seconds)
         if what == "waited":
             self.untold += seconds
+
+    @contextmanager
+    def on_arithmetic(self, *, microbatches: int) -> Iterator[None]:
+        """Measures what happens inside, but for the weights that it waits for."""
+        began, before = time.perf_counter(), self.pull
+        yield
+        self.microbatch = (time.perf_counter() - began - (self.pull - before)) / microbatches
 
     def tell(self) -> float:
         """Seconds waited since the last time."""

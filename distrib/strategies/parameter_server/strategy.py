@@ -53,6 +53,8 @@ class ParameterServer(Strategy):
             (EASGD, Zhang et al. 2015, arXiv:1412.6651). Evaluation and checkpoint are the centre.
         min_workers: go on with the rest when a worker other than rank 0 is lost, down to this many; the
             gradient is then divided by their targets alone. Null: ``sync`` ends, the others go on with one.
+        balance: of ``sync`` and ``stale``: ``measured`` gives workers microbatches by how fast they run them,
+            and a lost one's to the others from the third step after its loss on (``stale``: 3 + staleness).
         compression: what is sent of a gradient. All but ``none`` **change the result**, the clip's norm is of
             what arrives. ``bf16``, ``fp16``: each worker's gradient rounded once, to 8 or 11 bits (fp16: a
             step with an element above 65504 is skipped). ``topk``: each message's largest elements and their
@@ -77,6 +79,7 @@ class ParameterServer(Strategy):
         average_every: int = 10,
         elastic: float | None = None,
         min_workers: int | None = None,
+        balance: Literal["none", "measured"] = "none",
         compression: Literal["none", "bf16", "fp16", "topk"] = "none",
         topk_share: float = 0.01,
         bucket_mb: float = 4.0,
@@ -90,6 +93,7 @@ class ParameterServer(Strategy):
         self.average_every = average_every
         self.elastic = elastic
         self.min_workers = min_workers
+        self.balance = balance
         self.compression = compression
         self.topk_share = topk_share
         self.bucket_mb = bucket_mb
@@ -123,7 +127,7 @@ class ParameterServer(Strategy):
 
     @property
     def shard(self) -> DataShard:
-        return DataShard(index=self._world.rank, count=self.num_workers(self._world.size))
+        return self._working.shard
 
     def train_step(self, microbatches: Sequence[Batch], step: int) -> StepResult:
         return self._working.train_step(microbatches, step)

@@ -66,6 +66,7 @@ class Summed(Update):
         with self._hall.told(), self._ledger.update(self._sum, touched=touched, norm=norm, lr=lr):
             updated = self._part.update(self._sum, touched=touched, norm=norm, lr=lr)
             self._count(used, version=version)
+            self.facts.targets(sum(push.targets for push in used), due=pushes[0].step_targets)
             self._hall.finish(pushes, Result(norm=norm, loss=loss, updated=updated))
 
     def _add_up(self, pushes: list[Push]) -> None:

@@ -80,7 +80,8 @@ class Uplink:
     def finish(self, *numbers: float, touched: Collection[str]) -> SentPush:
         """Completes the push by loss, targets, the step's targets, norm; and by who has a gradient."""
         mask = [float(name in touched) for name in self._names]
-        trailer = torch.tensor([*numbers, self._spent.tell(), *mask], dtype=torch.float64)
+        times = [self._spent.microbatch, self._spent.tell()]
+        trailer = torch.tensor([*numbers, *times, *mask], dtype=torch.float64)
         for link in self._links:
             self._start(link, trailer)
         with self._spent.on("push"):

@@ -32,6 +32,11 @@ def check(strategy: ParameterServer, *, num_processes: int) -> None:
         raise ConfigError("strategy.average_every", strategy.average_every, "must be 1 or more")
     _check_elastic(strategy)
     _check_compression(strategy)
+    if strategy.balance == "measured" and strategy.mode not in ("sync", "stale"):
+        remedy = (
+            f"is of mode=sync and stale, where an update is of all workers; strategy.mode={strategy.mode}"
+        )
+        raise ConfigError("strategy.balance", strategy.balance, remedy)
     if strategy.min_workers is not None and not 1 <= strategy.min_workers <= workers:
         remedy = f"from 1 to the number of workers, which is {workers}"
         raise ConfigError("strategy.min_workers", strategy.min_workers, remedy)

@@ -9,9 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from distrib.core import IGNORED, Batch, Job, StepResult
+from distrib.core import IGNORED, Batch, DataShard, Job, StepResult
 from distrib.errors import LaunchError
 from distrib.parallel.accumulate import accumulate
+from distrib.parallel.balance import Speeds
 from distrib.parallel.norm import total_norm
 from distrib.parallel.reduce import flatten, unflatten
 from distrib.parallel.replica import Replica
@@ -24,7 +25,8 @@ from distrib.strategies.parameter_server.layout import Layout
 from distrib.strategies.parameter_server.link import Link, exchange_all
 from distrib.strategies.parameter_server.outbox import Outbox
 from distrib.strategies.parameter_server.packing import Packing
-from distrib.strategies.parameter_server.session import Op, Session
+from distrib.strategies.parameter_server.session import Message, Op, Session
+from distrib.strategies.parameter_server.sharing import LEAD
 from distrib.strategies.parameter_server.spent import Spent
 from distrib.strategies.parameter_server.uplink import SentPush, Uplink
 from distrib.strategies.parameter_server.vectors import Vectors
@@ -42,6 +44,7 @@ class Worker:
         number: this worker's, of ``num_workers``.
         packing: how its gradients are sent; None: as they are.
         own_norm: the mode needs the norm of this worker's own gradient.
+        speeds: by which microbatches are shared out; None: in turn.
     """
 
     def __init__(
@@ -56,13 +59,14 @@ class Worker:
         num_workers: int,
         packing: Packing | None,
         own_norm: bool,
+        speeds: Speeds | None = None,
     ) -> None:
         self.job, self.replica, self.layout, self.links = job, replica, layout, links
         self.parameters = parameters
         self.stop_at = self.done = 0
         self.versions = [0] * len(links)
         """Of the weights held, by server: each counts its own updates."""
-        self.num_workers, self._own_norm = num_workers, own_norm
+        self.number, self.num_workers, self._own_norm, self._speeds = number, num_workers, own_norm, speeds
         self._weights, self._gradients = Vectors(layout, parameters), Vectors(layout, parameters)
         self._bucket_of = {name: n for n, bucket in enumerate(layout.buckets) for name in bucket.starts}
         self._missing: list[set[str]] = []
@@ -81,6 +85,14 @@ class Worker:
             parameter.data = self._weights.view(name)
             parameter.register_post_accumulate_grad_hook(partial(self._ready, name))  # type: ignore[no-untyped-call]
 
+    @property
+    def shard(self) -> DataShard:
+        """This worker's microbatches."""
+        if self._speeds is None:
+            return DataShard(index=self.number, count=self.num_workers)
+        owners = self._speeds.owners
+        return DataShard(index=self.number, count=self.num_workers, owners=owners, lead=LEAD)
+
     def wait_in_forward(self, users: Sequence[tuple[nn.Module, set[str]]]) -> None:
         """Lets each module's forward wait for the weights it needs; until now training waits for all.
 
@@ -96,16 +108,17 @@ class Worker:
         self._meetings = 0
         targets = targets_of(microbatches)
         self._prepare(targets)
-        loss = accumulate(
-            self.replica.module,
-            microbatches,
-            job=self.job,
-            step=step,
-            device=self.replica.device,
-            forward_context=self.replica.forward_context,
-            hold_sync=self._hold,
-        )
-        push = self._finish_push(float(loss), targets, microbatches[0].step_targets)
+        with self.spent.on_arithmetic(microbatches=len(microbatches)):
+            loss = accumulate(
+                self.replica.module,
+                microbatches,
+                job=self.job,
+                step=step,
+                device=self.replica.device,
+                forward_context=self.replica.forward_context,
+                hold_sync=self._hold,
+            ).item()  # of an accelerator's, when all that was asked of it is done
+        push = self._finish_push(loss, targets, microbatches[0].step_targets)
         if not self._up.keeps:
             self._gradients.clear()  # while the servers work
         result = self._hear_result(push)
@@ -172,6 +185,7 @@ class Worker:
         answers = [message.numbers for message in heard]
         norm, loss, updated, stop_at = answers[0][1:5]
         self.stop_at, self.versions = int(stop_at), [int(answer[0]) for answer in answers]
+        self._learn(heard[0])
         self._up.keep(push, since=min(self.versions))
         dtype = self._weights.host[0].dtype
         return StepResult(
@@ -180,6 +194,12 @@ class Worker:
             updated=bool(updated),
             meet=push.step + 1 == self.stop_at,
         )
+
+    def _learn(self, message: Message) -> None:
+        """Takes in what the first server has decided on the shares."""
+        if self._speeds is not None:
+            for first, speeds in message.text or ():
+                self._speeds.learn(speeds, first=first)
 
     def _repeat(self, push: SentPush, server: int, session: Session) -> None:
         self._up.repeat(push, server, session)
@@ -298,13 +318,17 @@ class Worker:
         }
         for link in self.links:
             link.session.sent = link.session.received = 0
+        if self._speeds is not None:
+            own["speed_spread"] = self._speeds.spread
         return {"staleness": facts.pop("staleness"), **own, **facts}
 
     def join(self) -> int:
         """Enters the running job with its weights; the step to begin at."""
         told = -1
         for link in self.links:
-            told = int(link.exchange(lambda session: session.ask(Op.JOIN, told)).numbers[0])  # noqa: B023
+            answer = link.exchange(lambda session: session.ask(Op.JOIN, told))  # noqa: B023
+            told = int(answer.numbers[0])
+            self._learn(answer)
         self.done = told
         self.fetch()
         return told

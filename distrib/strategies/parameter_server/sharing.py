@@ -1,0 +1,65 @@
+"""Which worker runs which microbatches, where that goes by measured speed: the first server says it.
+
+It decides when it makes an update, and tells it in its answers to that step's pushes and later ones. A
+decision counts from `LEAD` steps after the last step that a worker may be at then, so that none has looked
+further ahead: all go by the same. A worker that is lost has no share until it is back.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Collection, Mapping
+
+EVERY = 8
+"""Steps that speeds are measured over."""
+LEAD = 2
+"""Steps that may be collated ahead of the one that runs, as many as ``train.prefetch`` is unless it is set.
+The fewer, the sooner a lost worker's microbatches are run by others."""
+
+Decision = tuple[int, list[float]]
+"""The step from which on it counts, and each worker's speed; 0: it is not there."""
+
+
+class Sharing:
+    """The first server's side.
+
+    Args:
+        staleness: steps that a worker may be ahead of the update made next.
+    """
+
+    def __init__(self, *, num_workers: int, staleness: int) -> None:
+        self.decisions: list[Decision] = [(0, [1.0] * num_workers)]
+        """What counts at the next step, and later ones."""
+        self._ahead = staleness + LEAD + 1
+        self._measured: dict[int, list[float]] = {}
+        self._seconds: dict[int, float] = {}
+        """By worker for one microbatch, as last decided on."""
+
+    def update(self, step: int, *, seconds: Mapping[int, float], present: Collection[int]) -> None:
+        """Takes in how long each worker took for a microbatch of ``step``, and decides anew where it is time.
+
+        That is at the end of a window, and when somebody is lost or has come back.
+        """
+        for rank, taken in seconds.items():
+            self._measured.setdefault(rank, []).append(taken)
+        is_due = (step + 1) % EVERY == 0
+        if is_due:
+            usual = {rank: statistics.median(taken) for rank, taken in self._measured.items()}
+            self._seconds, self._measured = self._seconds | usual, {}
+        self._seconds = {rank: taken for rank, taken in self._seconds.items() if rank in present}
+        speeds = self._speeds(present)
+        if is_due or list(map(bool, speeds)) != list(map(bool, self.decisions[-1][1])):
+            self.decisions.append((step + self._ahead, speeds))
+        while len(self.decisions) > 1 and self.decisions[1][0] <= step + 1:
+            del self.decisions[0]
+
+    def _speeds(self, present: Collection[int]) -> list[float]:
+        """Who has not been measured is taken to be like the others."""
+        known = {rank: 1 / taken for rank, taken in self._seconds.items()}
+        usual = statistics.fmean(known.values()) if known else 1.0
+        num_workers = len(self.decisions[0][1])
+        return [known.get(rank, usual) if rank in present else 0.0 for rank in range(num_workers)]
+
+    def later_than(self, step: int) -> list[Decision]:
+        """What does not count at ``step`` yet."""
+        return [decision for decision in self.decisions if decision[0] > step]
