@@ -107,6 +107,8 @@ def train(config: RunConfig, folder: Path, network: Sequence[Host]) -> None:
     """Runs ``config`` with one process on each host; leaves ``folder`` alone where it is finished."""
     if is_finished(folder):
         return
+    if folder.exists():
+        raise SystemExit(f"{folder} holds a run that did not end: remove it, so that it is made again")
     folder.mkdir(parents=True)
     measured = {
         "_target_": "distrib.proof.measured.Measured",

@@ -112,16 +112,20 @@ def killed() -> Iterator[str]:
                 name,
                 str(len(result["rounds"][name])),
                 spread(summary["loss"], digits=3),
+                spread(summary["accuracy"], digits=3),
+                f"{summary['missing']['median']:.1%}",
                 spread(summary["seconds"]),
             ]
             for name, summary in result["summary"].items()
         ]
-        yield table(["", "runs", "held-out loss", "seconds"], rows)
-        verdict = "Every broken" if settings["inside"] else "Not every broken"
+        header = ["", "runs", "held-out loss", "accuracy", "examples in no update", "seconds"]
+        yield table(header, rows)
+        inside = f"{settings['inside']} of {len(result['rounds']['broken'])}"
         yield (
             f"{settings['steps']} steps of three workers, of which two are killed at random moments and "
-            "started again; the others train on meanwhile, without the share of who is missing. "
-            f"{verdict} run's loss lies inside the range of the unbroken ones.\n"
+            "started again; the others run their microbatches from the third step after a loss on "
+            f"(`strategy.balance=measured`). {inside} broken runs ended with a loss inside the range of the "
+            "unbroken ones.\n"
         )
         yield footnote(result)
 
@@ -130,14 +134,14 @@ def uneven() -> Iterator[str]:
     """A step's time where one rank is slow, against what the added speeds allow."""
     for result in results("balance-*.json"):
         settings = result["settings"]
-        yield f"## One of {settings['num_processes']} processes {settings['slower']:g} times slower\n"
+        yield f"## One of {settings['num_processes']} ranks that train {settings['slower']:g} times slower\n"
         yield (
             f"A microbatch takes {settings['pause']:g} s, and the model's own arithmetic. That microbatches "
             f"are whole allows {_whole(settings):.2f} at best.\n"
         )
         rows = [
             [
-                f"`strategy=ddp strategy.balance={name}`",
+                f"`{name}`",
                 spread(summary["step_seconds"], digits=2),
                 spread(summary["over_ideal"], digits=2),
                 f"{summary['slowest_ranks_share']['median']:g} of {settings['microbatches']}",
