@@ -127,12 +127,30 @@ def live(plan: JobPlan, rank: int, folder: Path, *, rejoin: int, network: list[H
     try:
         strategy.setup(job_for(proof), world)
         diary.note("set up", rejoin=rejoin)
+        note_agreed(strategy, diary)
         weights = strategy.run(lambda: steps(strategy, plan, proof, diary, rank, rejoin))
         diary.note("done", weights=weights, **served(strategy))
     except Exception as error:  # noqa: BLE001 (whatever it is, it is written down)
         diary.note("failed", kind=type(error).__name__, text=str(error), trace=traceback.format_exc())
     finally:
         strategy.close()
+
+
+def note_agreed(strategy: Any, diary: Diary) -> None:
+    """Has a server note whose gradients are in each update."""
+    if not hasattr(strategy._server, "_make_update"):
+        return
+    agreement = getattr(strategy._server._make_update, "_agreement", None)
+    if agreement is None:
+        return
+    settle = agreement.settle
+
+    def noted(*given: Any, **options: Any) -> Any:
+        agreed = settle(*given, **options)
+        diary.note("agreed", step=agreed.step, ranks=agreed.ranks)
+        return agreed
+
+    agreement.settle = noted
 
 
 def served(strategy: Any) -> dict[str, Any]:
@@ -164,17 +182,18 @@ def steps(
         if (rank, step) == (0, plan.hold):
             wait_for_joined(plan, diary.folder)
         everything = global_batch(proof, step)
-        diary.note("begin", step=step, version=strategy._worker.versions[0])
+        own = list(strategy.shard.take(everything, step=step))
+        owned = [batch.index for batch in own]
+        diary.note("begin", step=step, version=strategy._worker.versions[0], owned=owned)
         for fault in plan.faults:
             mine = (fault.rank, fault.step, rejoin) == (rank, step, 0)
             if mine and not fault.delay and fault.signal != "CUT":
                 os.kill(os.getpid(), getattr(signal, fault.signal))
-        own = list(strategy.shard.take(everything, step=step))
         result = strategy.train_step(own or [everything[0].ghost()], step)
         targets = everything[0].step_targets
         loss = result.loss.item() * strategy.shard.count / targets
         norm = float(result.grad_norm)
-        diary.note("end", step=step, ran=len(own), loss=loss, updated=result.updated, norm=norm)
+        diary.note("end", step=step, loss=loss, updated=result.updated, norm=norm)
     diary.note("evaluated", **evaluation(strategy), **strategy.measures())
     weights = saved_weights(strategy, strategy._world, proof)
     return [x for _, tensor in sorted(weights.items()) for x in tensor.view(-1).tolist()] or None

@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,8 @@ def test_the_others_run_a_lost_workers_microbatches(outcomes: dict[str, Outcome]
     proof = Proof(strategy={}, **plan.proof)
     theirs = alone(proof, without_shard=1, since=3, until=6)
     assert [event["loss"] for event in events(outcome, 0, "end")] == pytest.approx(theirs, abs=1e-9)
-    zero, one = ({e["step"]: e["ran"] for e in events(outcome, rank, "end")} for rank in (0, 1))
+    zero, one = ({e["step"]: len(e["owned"]) for e in events(outcome, rank, "begin")} for rank in (0, 1))
+    del one[3]  # in which it was killed
     ran = [zero[step] + one.get(step, 0) for step in range(proof.steps)]
     assert ran == [3 if step in (3, 4, 5) else 5 for step in range(proof.steps)]
     back = min(step for step in one if step > 3)
@@ -134,17 +136,74 @@ def test_the_others_run_a_lost_workers_microbatches(outcomes: dict[str, Outcome]
 
 def alone(proof: Proof, *, without_shard: int, since: int, until: int | None = None) -> list[float]:
     """One process's losses, where one of two shards is missing in the steps between."""
+    count = len(global_batch(proof, 0))
+    rest = [index for index in range(count) if index % 2 != without_shard]
+    lacking = range(since, until or proof.steps)
+    return replay(proof, [rest if step in lacking else range(count) for step in range(proof.steps)])
+
+
+def replay(proof: Proof, used: Sequence[Collection[int]]) -> list[float]:
+    """One process's losses that has these microbatches of each step's, and no others."""
     strategy, losses = Single(), []
     strategy.setup(job_for(proof), World())
-    for step in range(proof.steps):
-        batches = global_batch(proof, step)
-        if since <= step < (until or proof.steps):
-            del batches[without_shard::2]
-            targets = sum(int((batch.tensors["labels"] != IGNORED).sum()) for batch in batches)
-            batches = [dataclasses.replace(batch, step_targets=targets) for batch in batches]
-        losses.append(strategy.train_step(batches, step).loss.item() / batches[0].step_targets)
+    for step, indices in enumerate(used):
+        batches = [batch for batch in global_batch(proof, step) if batch.index in indices]
+        targets = sum(int((batch.tensors["labels"] != IGNORED).sum()) for batch in batches)
+        batches = [dataclasses.replace(batch, step_targets=targets) for batch in batches]
+        losses.append(strategy.train_step(batches, step).loss.item() / targets)
     strategy.close()
     return losses
+
+
+def kills(seed: int, *, steps: int) -> JobPlan:
+    """Two of three workers are killed again and again at random moments, and come back."""
+    chance = random.Random(seed)
+    faults = [
+        Fault(
+            rank=chance.choice([1, 2]),
+            step=step,
+            delay=chance.uniform(0.001, 0.04),
+            again_after=chance.uniform(0.05, 0.5),
+        )
+        for step in range(5, steps - 10, 8)
+    ]
+    return JobPlan(
+        size=4,
+        options={"min_workers": 1, "balance": ["none", "measured"][seed % 2], "silent_after": 6.0},
+        proof={"steps": steps, "microbatch_size": 2},
+        delays=[0.02, 0.01, 0.01],
+        faults=faults,
+    )
+
+
+@pytest.mark.parametrize(
+    ("seeds", "steps"), [([1], 80), pytest.param(range(2, 12), 200, marks=pytest.mark.full)]
+)
+@pytest.mark.timeout(900)
+def test_a_run_of_many_kills_is_that_of_the_examples_it_used(seeds: Sequence[int], steps: int) -> None:
+    """Every loss to 1e-9 one process's that has the same microbatches; balanced, no worker's are missing but
+    in three steps from its loss on."""
+    plans = [kills(seed, steps=steps) for seed in seeds]
+    for plan, outcome in zip(plans, run_jobs(plans, limit=880), strict=True):
+        assert outcome["in_time"]
+        assert len(outcome["faults"]) >= steps / 40, "hardly anybody was killed"
+        proof = Proof(strategy={}, **plan.proof)
+        owned = {
+            (rank, event["step"]): event["owned"]
+            for rank in range(plan.num_workers)
+            for event in events(outcome, rank, "begin")
+        }
+        agreed = events(outcome, plan.num_workers, "agreed")
+        assert [event["step"] for event in agreed] == list(range(proof.steps))
+        used = [[i for rank in e["ranks"] for i in owned[rank, e["step"]]] for e in agreed]
+        assert [event["loss"] for event in events(outcome, 0, "end")] == pytest.approx(
+            replay(proof, used), abs=1e-9
+        )
+        count = len(global_batch(proof, 0))
+        lacking = [step for step, indices in enumerate(used) if sorted(indices) != list(range(count))]
+        assert lacking, "no example was ever missing"
+        if plan.options["balance"] == "measured":
+            assert len(lacking) <= 3 * len(outcome["faults"])
 
 
 def test_fewer_than_min_workers_end_the_job(outcomes: dict[str, Outcome]) -> None:
