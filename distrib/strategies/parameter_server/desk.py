@@ -47,8 +47,8 @@ class Desk:
             self._hall.wait_while_telling(self._session, lambda: self._may_go_on(push))
             weights = self._weights_for(push)
             numbers = (self._hall.version or 0, *self._result_of(push), self._hall.stop_at)
-            shares = self._hall.sharing and self._hall.sharing.later_than(push.step)
-        self._session.tell(Op.STEP, *numbers, text=shares or None)
+            decisions = self._hall.decisions_after(push.step)
+        self._session.tell(Op.STEP, *numbers, text=decisions or None)
         self._send_buckets(weights)
 
     def _may_go_on(self, push: Push) -> bool:
@@ -126,9 +126,9 @@ class Desk:
 
     def _join(self, message: Message) -> None:
         told = int(message.numbers[0])
-        begin, shares = self._hall.join(self._rank, None if told < 0 else told)
+        begin, decisions = self._hall.join(self._rank, None if told < 0 else told)
         self._server.ledger.keep()
-        self._session.tell(Op.JOIN, begin, text=shares or None)
+        self._session.tell(Op.JOIN, begin, text=decisions or None)
 
     def _get(self, message: Message) -> None:
         with self._hall.changed:

@@ -137,6 +137,10 @@ class Hall:
         self.version += self.rules.stride
         self.result = result
 
+    def decisions_after(self, step: int) -> list[Decision]:
+        """On the shares: those that do not count at ``step`` yet."""
+        return [] if self.sharing is None else self.sharing.later_than(step)
+
     def _due_from(self, step: int) -> set[int]:
         """Whose pushes a step is not finished without."""
         return {seat.rank for seat in self.seats.values() if seat.since <= step}
@@ -176,9 +180,10 @@ class Hall:
             self.failure = self.failure or error
 
     def join(self, rank: int, step: int | None) -> tuple[int, list[Decision]]:
-        """Seats a worker that comes into the running job; returns the step it begins at, and what is shared.
+        """Seats a worker that comes into the running job.
 
-        Waits for the job to run; ``step`` is what the first server has said, where it has.
+        Returns the step it begins at, and the decisions on the shares that count there and later. Waits for
+        the job to run; ``step`` is what the first server has said, where it has.
         """
         with self.told():
             self.wait_for(lambda: self.version is not None and any(s.clock for s in self.seats.values()))
