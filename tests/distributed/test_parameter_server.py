@@ -84,6 +84,7 @@ def push(rank: int, step: int) -> Push:
         targets=1.0,
         step_targets=1.0,
         norm=0.0,
+        seconds=0.1,
         touched=frozenset(),
     )
 
