@@ -23,8 +23,8 @@ SERVERS = {"ddp": 0, "parameter_server": 1}
 PAUSE, SLOWER = 0.3, 3.0
 """Seconds for a microbatch, and how many times that on the last rank that trains. Four ranks on two cores
 need another 0.02 s for its arithmetic: with 0.1 s that alone made a step 1.22 times the ideal."""
-WARM_UP, STEPS = 18, 6
-"""Speeds measured in the first 8 steps count from step 17 on at the latest."""
+WARM_UP, STEPS = 10, 6
+"""Speeds measured in the first 8 steps count from step 9 on at the latest."""
 
 
 def main() -> None:

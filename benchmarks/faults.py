@@ -1,10 +1,10 @@
 """Runs whose workers are killed 100 times at random and come back, against unbroken ones of more seeds.
 
-Three workers and a server, ``mode=sync`` with ``min_workers=1`` and
-``balance=measured``, so that the others run a lost worker's microbatches from the third step after its loss
-on. Workers other than rank 0 are killed at random moments, also while they are starting, and started again
-by the launcher. What is asked: that each job ends, and with a held-out loss between the least and the largest
-of the unbroken runs. ``missing`` is the share of all examples that were in no update.
+Three workers and a server, ``mode=sync`` with ``min_workers=1`` and ``balance=measured``, so that the others
+run a lost worker's microbatches from the next step on (nothing is collated ahead: ``train.prefetch=0``).
+Workers other than rank 0 are killed at random moments, also while they are starting, and started again by the
+launcher. What is asked: that each job ends, and with a held-out loss between the least and the largest of
+the unbroken runs. ``missing`` is the share of all examples that were in no update.
 
 ``lm`` is a small language model that learns to the end. ``tiny`` sorts news articles and has learnt them by
 heart long before: its held-out loss says how sure of itself it is where it is wrong.
@@ -26,7 +26,7 @@ import psutil
 
 from benchmarks.common import Numbers, records, write
 
-WORKERS = 3
+WORKERS, PREFETCH = 3, 0
 TASKS = {
     "lm": (
         "experiment=lm",
@@ -45,6 +45,7 @@ SETTINGS = (
     "strategy.balance=measured",
     "strategy.silent_after=10",
     f"launcher.num_processes={WORKERS + 1}",
+    f"train.prefetch={PREFETCH}",
     "train.log_every=10",
     "checkpoint.keep_best=false",
 )
@@ -70,7 +71,7 @@ def main() -> None:
                 print(f"{name}, seed {seed}: {numbers}", flush=True)
     losses = [numbers["loss"] for numbers in runs["unbroken"]]
     inside = sum(min(losses) <= numbers["loss"] <= max(losses) for numbers in runs["broken"])
-    settings = {"steps": given.steps, "kills": given.kills, "inside": inside}
+    settings = {"steps": given.steps, "kills": given.kills, "prefetch": PREFETCH, "inside": inside}
     print(write(f"faults-{given.task}", runs, settings=settings))
 
 

@@ -124,9 +124,9 @@ def killed() -> Iterator[str]:
         inside = f"{settings['inside']} of {len(result['rounds']['broken'])}"
         yield (
             f"{settings['steps']} steps of three workers, of which two are killed at random moments and "
-            "started again; the others run their microbatches from the third step after a loss on "
-            f"(`strategy.balance=measured`). {inside} broken runs ended with a loss inside the range of the "
-            "unbroken ones.\n"
+            "started again; meanwhile the others run their microbatches (`strategy.balance=measured`), those "
+            f"of the first {settings['prefetch'] + 1} steps after a loss excepted (`train.prefetch` + 1). "
+            f"{inside} broken runs ended with a loss inside the range of the unbroken ones.\n"
         )
         yield footnote(result)
 

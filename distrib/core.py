@@ -54,9 +54,10 @@ class DataShard:
     index: int
     count: int
     owners: Callable[[int, int], Sequence[int]] | None = None
-    """The shard that runs each microbatch, by step and number of microbatches; None: in turn."""
-    lead: int | None = None
-    """Steps ahead of the one that runs for which ``owners`` has its last word; None: any."""
+    """The shard that runs each microbatch, by step and number of microbatches; None: in turn.
+
+    Has its last word on a step once no more than `Job.prefetch` others lie before it.
+    """
 
     def take(self, items: Sequence[T], *, step: int | None = None) -> Sequence[T]:
         """This shard's of a step's microbatches; None: of items that belong to no step, always in turn."""
@@ -108,6 +109,8 @@ class Job:
     """Global gradient norm above which the gradient is scaled down; None: no clipping."""
     precision: PrecisionName
     seed: int
+    prefetch: int = 0
+    """Steps after the one that runs whose microbatches may have been collated."""
 
 
 class Progress(Protocol):

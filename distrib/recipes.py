@@ -100,4 +100,5 @@ def make_job(
         max_grad_norm=config.train.max_grad_norm,
         precision=config.precision.name,
         seed=config.seed,
+        prefetch=config.train.prefetch,
     )

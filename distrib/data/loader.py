@@ -13,7 +13,6 @@ from distrib.core import Batch, DataShard
 from distrib.data.batches import Batches, Indices
 from distrib.data.encoded import EncodedSet
 from distrib.data.prefetch import Prefetcher
-from distrib.errors import ConfigError
 from distrib.tasks.base import Task, Vocabulary
 
 if TYPE_CHECKING:
@@ -60,9 +59,6 @@ class Loader:
         self._collator = Collator(encoded, task=task, vocabulary=vocabulary, device=device)
         self._shard = shard
         depth = 0 if device == "cpu" else train.prefetch
-        if shard.lead is not None and depth > shard.lead:
-            remedy = f"the strategy shares out microbatches at most {shard.lead} steps ahead"
-            raise ConfigError("train.prefetch", depth, remedy)
         self._prefetcher = Prefetcher(self._step, depth=depth)
         self.steps_per_epoch = self._batches.steps_per_epoch
         self.num_microbatches = -(-train.global_batch_size // train.microbatch_size)

@@ -2,7 +2,7 @@
 
 Who runs a microbatch changes nothing but the order in which gradients are added up. What matters is that
 all ranks agree, also the thread that collates ahead: speeds measured in one window of steps are added up
-while the next step runs, and count from `LEAD` steps later on.
+while the next step runs, and count from where nothing is collated yet.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from distrib.parallel.accumulate import Context
 
 EVERY = 8
 """Steps of a window: a message of 8 bytes per rank for each."""
-LEAD = 8
-"""Steps that may be collated ahead of the one that runs."""
 
 
 def share_out(speeds: Sequence[float], count: int) -> list[int]:
@@ -64,7 +62,7 @@ class Speeds:
     """How fast each rank is, by the step from which on that counts; all alike until something is known.
 
     Args:
-        lead: steps between the one that runs and the last one of which anything is known, at most.
+        lead: steps between the one that runs and the last one that may have speeds of its own, at most.
     """
 
     def __init__(self, *, size: int, lead: int) -> None:
@@ -123,19 +121,23 @@ class Stopwatch:
 
 
 class Balancer:
-    """Measures how fast each rank runs a microbatch's forward pass, which waits for nobody."""
+    """Measures how fast each rank runs a microbatch's forward pass, which waits for nobody.
 
-    def __init__(self, *, rank: int, size: int, device: torch.device) -> None:
-        self._rank, self._size = rank, size
+    Args:
+        prefetch: `Job.prefetch`.
+    """
+
+    def __init__(self, *, rank: int, size: int, device: torch.device, prefetch: int) -> None:
+        self._rank, self._size, self._prefetch = rank, size, prefetch
         self._device = device
         self._stopwatch = Stopwatch(device)
-        self._speeds = Speeds(size=size, lead=LEAD)
+        self._speeds = Speeds(size=size, lead=prefetch + 1)
         self._under_way: tuple[Tensor, dist.Work] | None = None
 
     @property
     def shard(self) -> DataShard:
         """This rank's share, by the speeds that count at a step."""
-        return DataShard(index=self._rank, count=self._size, owners=self._speeds.owners, lead=LEAD)
+        return DataShard(index=self._rank, count=self._size, owners=self._speeds.owners)
 
     def watched(self, forward_context: Context) -> Context:
         """``forward_context``, measured."""
@@ -147,7 +149,7 @@ class Balancer:
             vector, work = self._under_way
             work.wait()
             self._under_way = None
-            self._learn(vector.tolist(), first=step + LEAD + 1)
+            self._learn(vector.tolist(), first=step + self._prefetch + 1)
         if (step + 1) % EVERY == 0:
             vector = torch.zeros(self._size, dtype=torch.float64, device=self._device)
             vector[self._rank] = self._stopwatch.take()

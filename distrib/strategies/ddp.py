@@ -98,7 +98,9 @@ class DDP(Strategy):
         if self.balance == "measured":
             from distrib.parallel.balance import Balancer
 
-            self._balancer = Balancer(rank=world.rank, size=world.size, device=self._replica.device)
+            self._balancer = Balancer(
+                rank=world.rank, size=world.size, device=self._replica.device, prefetch=job.prefetch
+            )
             self._replica.forward_context = self._balancer.watched(self._replica.forward_context)
 
     def _compress(self) -> None:

@@ -35,7 +35,7 @@ class Case:
 
     strategy: Target
     constants: ModuleType
-    """Has the length of a window and how far ahead loaders look."""
+    """Has the length of a window."""
     stopwatch: ModuleType
     num_servers: int = 0
 
@@ -65,7 +65,7 @@ def train_delayed(world: World, proof: Proof, name: str) -> tuple[Trajectory | N
             time.sleep(DELAY if is_slow else 0.0)
             return job.loss(model, tensors)
 
-        return dataclasses.replace(job, loss=loss)
+        return dataclasses.replace(job, loss=loss, prefetch=AHEAD)
 
     def counted(proof: Proof, step: int) -> Any:
         ran.append(0)
@@ -78,7 +78,6 @@ def train_delayed(world: World, proof: Proof, name: str) -> tuple[Trajectory | N
         patch.setattr(proofs, "global_batch", counted)
         patch.setattr(case.stopwatch, "time", clock)
         patch.setattr(case.constants, "EVERY", WINDOW)
-        patch.setattr(case.constants, "LEAD", AHEAD)
         return train(world, proof), ran
 
 

@@ -118,20 +118,20 @@ def test_sync_goes_on_with_the_right_divisor(outcomes: dict[str, Outcome]) -> No
 
 
 def test_the_others_run_a_lost_workers_microbatches(outcomes: dict[str, Outcome]) -> None:
-    """Its share is missing in three steps and in no more, it has one again later, and losses are one
-    process's that has the same examples."""
+    """Its share is missing in one step, as nothing is collated ahead, it has one again later, and losses are
+    one process's that has the same examples."""
     outcome, plan = outcomes["shared out anew"], PLANS["shared out anew"]
     assert outcome["in_time"]
     proof = Proof(strategy={}, **plan.proof)
-    theirs = alone(proof, without_shard=1, since=3, until=6)
+    theirs = alone(proof, without_shard=1, since=3, until=4)
     assert [event["loss"] for event in events(outcome, 0, "end")] == pytest.approx(theirs, abs=1e-9)
     zero, one = ({e["step"]: len(e["owned"]) for e in events(outcome, rank, "begin")} for rank in (0, 1))
     del one[3]  # in which it was killed
     ran = [zero[step] + one.get(step, 0) for step in range(proof.steps)]
-    assert ran == [3 if step in (3, 4, 5) else 5 for step in range(proof.steps)]
+    assert ran == [3 if step == 3 else 5 for step in range(proof.steps)]
     back = min(step for step in one if step > 3)
-    assert [one[step] for step in range(back, back + 3)] == [0, 0, 0]
-    assert min(one[step] for step in range(back + 3, proof.steps)) >= 1
+    assert one[back] == 0
+    assert min(one[step] for step in range(back + 1, proof.steps)) >= 1
 
 
 def alone(proof: Proof, *, without_shard: int, since: int, until: int | None = None) -> list[float]:
@@ -181,8 +181,8 @@ def kills(seed: int, *, steps: int) -> JobPlan:
 )
 @pytest.mark.timeout(900)
 def test_a_run_of_many_kills_is_that_of_the_examples_it_used(seeds: Sequence[int], steps: int) -> None:
-    """Every loss to 1e-9 one process's that has the same microbatches; balanced, no worker's are missing but
-    in three steps from its loss on."""
+    """Every loss to 1e-9 one process's that has the same microbatches; balanced, a worker's are missing in
+    the step in which it was lost, and in no other."""
     plans = [kills(seed, steps=steps) for seed in seeds]
     for plan, outcome in zip(plans, run_jobs(plans, limit=880), strict=True):
         assert outcome["in_time"]
@@ -203,7 +203,7 @@ def test_a_run_of_many_kills_is_that_of_the_examples_it_used(seeds: Sequence[int
         lacking = [step for step, indices in enumerate(used) if sorted(indices) != list(range(count))]
         assert lacking, "no example was ever missing"
         if plan.options["balance"] == "measured":
-            assert len(lacking) <= 3 * len(outcome["faults"])
+            assert len(lacking) <= len(outcome["faults"])
 
 
 def test_fewer_than_min_workers_end_the_job(outcomes: dict[str, Outcome]) -> None:

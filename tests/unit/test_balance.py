@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from distrib.core import DataShard
-from distrib.parallel.balance import LEAD, Balancer, Speeds, Stopwatch, deal, owners_by_speed, share_out
+from distrib.parallel.balance import Balancer, Speeds, Stopwatch, deal, owners_by_speed, share_out
 
 
 def finish(shares: list[int], speeds: list[float]) -> float:
@@ -79,14 +79,14 @@ def test_a_shard_takes_by_owner_in_steps_and_in_turn_elsewhere() -> None:
 
 def test_speeds_count_only_from_where_nobody_has_looked_ahead() -> None:
     """What is learnt after a step changes no step that a loader may have collated already."""
-    balancer = Balancer(rank=0, size=2, device=torch.device("cpu"))
+    balancer = Balancer(rank=0, size=2, device=torch.device("cpu"), prefetch=3)
     owners = balancer.shard.owners
     assert owners is not None
     before = [list(owners(step, 8)) for step in range(40)]
-    balancer._learn([1.0, 3.0], first=10 + LEAD + 1)
+    balancer._learn([1.0, 3.0], first=14)
     after = [list(owners(step, 8)) for step in range(40)]
-    assert after[: 10 + LEAD + 1] == before[: 10 + LEAD + 1]
-    assert all(owners.count(0) == 6 for owners in after[10 + LEAD + 1 :])
+    assert after[:14] == before[:14]
+    assert all(owners.count(0) == 6 for owners in after[14:])
     balancer._learn([1.0, 0.0], first=30)  # a rank that measured nothing
     assert [list(owners(step, 8)) for step in range(40)] == after
     assert balancer.measures() == {"speed_spread": pytest.approx(3.0)}

@@ -10,7 +10,9 @@ import pytest
 from distrib.parallel.balance import Speeds
 from distrib.strategies.parameter_server.hall import Hall
 from distrib.strategies.parameter_server.rules import Bounded
-from distrib.strategies.parameter_server.sharing import EVERY, LEAD, Sharing
+from distrib.strategies.parameter_server.sharing import EVERY, Sharing
+
+AHEAD = 2
 
 
 def speeds_at(sharing: Sharing, step: int) -> list[float]:
@@ -19,18 +21,18 @@ def speeds_at(sharing: Sharing, step: int) -> list[float]:
 
 def test_a_window_is_measured_and_counts_later() -> None:
     """By the usual time of a microbatch, which a single slow one does not change."""
-    sharing = Sharing(num_workers=2, staleness=0)
+    sharing = Sharing(num_workers=2, ahead=AHEAD)
     for step in range(EVERY):
         late = 9.0 if step == 0 else 0.1
         sharing.update(step, seconds={0: late, 1: 0.3}, present={0, 1})
-    first = EVERY - 1 + LEAD + 1
+    first = EVERY - 1 + AHEAD + 1
     assert sharing.later_than(EVERY) == [(first, pytest.approx([1 / 0.1, 1 / 0.3]))]
     assert speeds_at(sharing, first - 1) == [1.0, 1.0]
 
 
 def test_a_lost_worker_has_no_share_until_it_is_back() -> None:
     """It is known at once; who comes back is taken to be like the others until it is measured."""
-    sharing = Sharing(num_workers=3, staleness=1)
+    sharing = Sharing(num_workers=3, ahead=AHEAD)
     for step in range(EVERY):
         sharing.update(step, seconds=dict.fromkeys(range(3), 0.1), present={0, 1, 2})
     lost, back = EVERY, EVERY + 20
@@ -39,16 +41,17 @@ def test_a_lost_worker_has_no_share_until_it_is_back() -> None:
         assert sharing.decisions[-1][1] == pytest.approx([10.0, 0.0, 10.0])
     assert speeds_at(sharing, back)[1] == 0.0
     sharing.update(back, seconds={0: 0.1, 1: 0.1, 2: 0.1}, present={0, 1, 2})
-    assert sharing.decisions[-1] == (back + LEAD + 2, pytest.approx([10.0, 10.0, 10.0]))
+    assert sharing.decisions[-1] == (back + AHEAD + 1, pytest.approx([10.0, 10.0, 10.0]))
 
 
+@pytest.mark.parametrize("prefetch", [0, 2])
 @pytest.mark.parametrize("staleness", [0, 1, 3])
 @pytest.mark.parametrize("seed", range(5))
-def test_all_workers_go_by_the_same(seed: int, staleness: int) -> None:
+def test_all_workers_go_by_the_same(seed: int, staleness: int, prefetch: int) -> None:
     """Of random speed, lost and back at random; each looks as far ahead as it may, as soon as it may."""
     chance, size = random.Random(seed), 4
-    sharing = Sharing(num_workers=size, staleness=staleness)
-    speeds = {rank: Speeds(size=size, lead=LEAD + staleness) for rank in range(size)}
+    sharing = Sharing(num_workers=size, ahead=staleness + prefetch)
+    speeds = {rank: Speeds(size=size, lead=staleness + prefetch + 1) for rank in range(size)}
     clocks = dict.fromkeys(range(size), 0)
     """Steps that each has pushed."""
     waiting, version, decided = set[int](), 0, set[tuple[float, ...]]()
@@ -56,7 +59,7 @@ def test_all_workers_go_by_the_same(seed: int, staleness: int) -> None:
 
     def look(rank: int, step: int) -> None:
         """Finds the owners of what may be collated before ``step`` runs, as all who have looked did."""
-        for ahead in range(step, step + LEAD + 1):
+        for ahead in range(step, step + prefetch + 1):
             owners = list(speeds[rank].owners(ahead, 12))
             assert seen.setdefault(ahead, owners) == owners
 
@@ -65,7 +68,7 @@ def test_all_workers_go_by_the_same(seed: int, staleness: int) -> None:
     while version < 300:
         rank = chance.randrange(size)
         if rank not in clocks:  # lost: comes back
-            clocks[rank], speeds[rank] = version, Speeds(size=size, lead=LEAD + staleness)
+            clocks[rank], speeds[rank] = version, Speeds(size=size, lead=staleness + prefetch + 1)
             for first, told in sharing.decisions:
                 speeds[rank].learn(told, first=first)
             look(rank, version)
@@ -97,7 +100,7 @@ def test_who_takes_over_knows_the_decisions() -> None:
             num_workers=2,
             may_lose=lambda rank: True,
             min_workers=1,
-            sharing=Sharing(num_workers=2, staleness=0),
+            sharing=Sharing(num_workers=2, ahead=AHEAD),
         )
         for _ in range(2)
     ]
@@ -107,4 +110,4 @@ def test_who_takes_over_knows_the_decisions() -> None:
     mine.update(0, seconds={0: 0.1}, present={0})
     halls[1].restore(json.loads(json.dumps(halls[0].state())))
     assert backup.decisions == mine.decisions
-    assert backup.decisions[-1] == (LEAD + 1, [1.0, 0.0])
+    assert backup.decisions[-1] == (AHEAD + 1, [1.0, 0.0])

@@ -24,7 +24,7 @@ from distrib.strategies.parameter_server.packing import Packing, packing_of
 from distrib.strategies.parameter_server.part import Part
 from distrib.strategies.parameter_server.rules import Averaged, Bounded, Elastic, Rules, Unbounded
 from distrib.strategies.parameter_server.server import Server
-from distrib.strategies.parameter_server.sharing import LEAD, Sharing
+from distrib.strategies.parameter_server.sharing import Sharing
 from distrib.strategies.parameter_server.terms import NOBODY, Terms
 from distrib.strategies.parameter_server.updates import Alone, Centre, Mean, Summed, Update
 from distrib.strategies.parameter_server.worker import Worker
@@ -66,7 +66,7 @@ def worker(options: ParameterServer, job: Job, world: World) -> Worker:
         number=world.rank,
         num_workers=num_workers,
         packing=_packing(options),
-        speeds=_speeds(options, num_workers=num_workers),
+        speeds=_speeds(options, job, num_workers=num_workers),
     )
     built.wait_in_forward(users)
     return built
@@ -150,7 +150,7 @@ def _fresh_server(
         num_workers=options.num_workers(world.size),
         may_lose=partial(options.may_lose, num_processes=world.size),
         min_workers=options.min_workers or 1,
-        sharing=_sharing(options, num_workers=options.num_workers(world.size)) if part == 0 else None,
+        sharing=_sharing(options, job, num_workers=options.num_workers(world.size)) if part == 0 else None,
     )
     ledger = Ledger(held, hall, rank=world.rank, terms=terms)
     agreement = _agreement(options, world, hall, ledger, part=part)
@@ -171,14 +171,16 @@ def _steps_ahead(options: ParameterServer) -> int:
     return options.staleness if options.mode == "stale" else 0
 
 
-def _sharing(options: ParameterServer, *, num_workers: int) -> Sharing | None:
+def _sharing(options: ParameterServer, job: Job, *, num_workers: int) -> Sharing | None:
     if options.balance == "none":
         return None
-    return Sharing(num_workers=num_workers, staleness=_steps_ahead(options))
+    return Sharing(num_workers=num_workers, ahead=_steps_ahead(options) + job.prefetch)
 
 
-def _speeds(options: ParameterServer, *, num_workers: int) -> Speeds | None:
-    return None if options.balance == "none" else Speeds(size=num_workers, lead=LEAD + _steps_ahead(options))
+def _speeds(options: ParameterServer, job: Job, *, num_workers: int) -> Speeds | None:
+    if options.balance == "none":
+        return None
+    return Speeds(size=num_workers, lead=_steps_ahead(options) + job.prefetch + 1)
 
 
 def _update(options: ParameterServer, part: Part, hall: Hall, ledger: Ledger, agreement: Agreement) -> Update:

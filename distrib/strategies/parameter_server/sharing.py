@@ -1,8 +1,8 @@
 """Which worker runs which microbatches, where that goes by measured speed: the first server says it.
 
 It decides when it makes an update, and tells it in its answers to that step's pushes and later ones. A
-decision counts from `LEAD` steps after the last step that a worker may be at then, so that none has looked
-further ahead: all go by the same. A worker that is lost has no share until it is back.
+decision counts from the first step that no worker may have collated by then: all go by the same. A worker
+that is lost has no share until it is back.
 """
 
 from __future__ import annotations
@@ -12,9 +12,6 @@ from collections.abc import Collection, Mapping
 
 EVERY = 8
 """Steps that speeds are measured over."""
-LEAD = 2
-"""Steps that may be collated ahead of the one that runs, as many as ``train.prefetch`` is unless it is set.
-The fewer, the sooner a lost worker's microbatches are run by others."""
 
 Decision = tuple[int, list[float]]
 """The step from which on it counts, and each worker's speed; 0: it is not there."""
@@ -24,13 +21,13 @@ class Sharing:
     """The first server's side.
 
     Args:
-        staleness: steps that a worker may be ahead of the update made next.
+        ahead: steps after the one updated next that a worker may have collated: it may be ahead itself.
     """
 
-    def __init__(self, *, num_workers: int, staleness: int) -> None:
+    def __init__(self, *, num_workers: int, ahead: int) -> None:
         self.decisions: list[Decision] = [(0, [1.0] * num_workers)]
         """What counts at the next step, and later ones."""
-        self._ahead = staleness + LEAD + 1
+        self._ahead = ahead
         self._measured: dict[int, list[float]] = {}
         self._seconds: dict[int, float] = {}
         """By worker for one microbatch, as last decided on."""
@@ -49,7 +46,7 @@ class Sharing:
         self._seconds = {rank: taken for rank, taken in self._seconds.items() if rank in present}
         speeds = self._speeds(present)
         if is_due or list(map(bool, speeds)) != list(map(bool, self.decisions[-1][1])):
-            self.decisions.append((step + self._ahead, speeds))
+            self.decisions.append((step + self._ahead + 1, speeds))
         while len(self.decisions) > 1 and self.decisions[1][0] <= step + 1:
             del self.decisions[0]
 

@@ -26,7 +26,6 @@ from distrib.strategies.parameter_server.link import Link, exchange_all
 from distrib.strategies.parameter_server.outbox import Outbox
 from distrib.strategies.parameter_server.packing import Packing
 from distrib.strategies.parameter_server.session import Message, Op, Session
-from distrib.strategies.parameter_server.sharing import LEAD
 from distrib.strategies.parameter_server.spent import Spent
 from distrib.strategies.parameter_server.uplink import SentPush, Uplink
 from distrib.strategies.parameter_server.vectors import Vectors
@@ -90,8 +89,7 @@ class Worker:
         """This worker's microbatches."""
         if self._speeds is None:
             return DataShard(index=self.number, count=self.num_workers)
-        owners = self._speeds.owners
-        return DataShard(index=self.number, count=self.num_workers, owners=owners, lead=LEAD)
+        return DataShard(index=self.number, count=self.num_workers, owners=self._speeds.owners)
 
     def wait_in_forward(self, users: Sequence[tuple[nn.Module, set[str]]]) -> None:
         """Lets each module's forward wait for the weights it needs; until now training waits for all.
