@@ -124,8 +124,8 @@ def killed() -> Iterator[str]:
         inside = f"{settings['inside']} of {len(result['rounds']['broken'])}"
         yield (
             f"{settings['steps']} steps of three workers, of which two are killed at random moments and "
-            "started again; meanwhile the others run their microbatches (`strategy.balance=measured`), those "
-            f"of the first {settings['prefetch'] + 1} steps after a loss excepted (`train.prefetch` + 1). "
+            "started again; meanwhile the others run their microbatches (`strategy.balance=measured`), but "
+            f"not in the step of the loss and the {settings['prefetch']} after it (`train.prefetch`). "
             f"{inside} broken runs ended with a loss inside the range of the unbroken ones.\n"
         )
         yield footnote(result)
