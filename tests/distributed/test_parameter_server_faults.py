@@ -165,7 +165,7 @@ def kills(seed: int, *, steps: int) -> JobPlan:
             delay=chance.uniform(0.001, 0.04),
             again_after=chance.uniform(0.05, 0.5),
         )
-        for step in range(5, steps - 10, 8)
+        for step in range(5, steps - 40, 8)  # nobody comes back to a job that has ended
     ]
     return JobPlan(
         size=4,
