@@ -32,6 +32,15 @@ TIME_LIMIT = 600.0
 """Seconds for one run of one variant."""
 POLL_SECONDS = 0.05
 
+SMALL_LM = (
+    "experiment=lm",
+    "task.max_length=64",
+    "data.heldout_fraction=0.01",
+    "model.hidden_size=64",
+    "model.num_layers=2",
+)
+"""On the command line: a language model small enough to be trained many times."""
+
 Numbers = dict[str, float]
 
 

@@ -24,16 +24,12 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.common import Numbers, records, write
+from benchmarks.common import SMALL_LM, Numbers, records, write
 
 WORKERS, PREFETCH = 3, 0
 TASKS = {
     "lm": (
-        "experiment=lm",
-        "task.max_length=64",
-        "data.heldout_fraction=0.01",
-        "model.hidden_size=64",
-        "model.num_layers=2",
+        *SMALL_LM,
         "train.global_batch_size=24",
         "train.microbatch_size=4",
     ),

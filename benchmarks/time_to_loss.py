@@ -26,7 +26,7 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 
-from benchmarks.common import RESULTS, Numbers, free_port, rank_environment, records, write
+from benchmarks.common import RESULTS, SMALL_LM, Numbers, free_port, rank_environment, records, write
 from benchmarks.hosts import INTERFACE, Host, hosts
 from distrib.cli.compose import compose
 from distrib.config import RunConfig, dump
@@ -48,11 +48,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 """By name what it adds to the command line; ``launcher.num_processes`` where it needs more than workers."""
 TASK = (
-    "experiment=lm",
-    "task.max_length=64",
-    "data.heldout_fraction=0.01",
-    "model.hidden_size=64",
-    "model.num_layers=2",
+    *SMALL_LM,
     "train.global_batch_size=128",
     "train.microbatch_size=64",
     "schedule=wsd",
