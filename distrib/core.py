@@ -79,6 +79,11 @@ class StepResult:
     """False where the gradient was not finite and the update was left out, on all ranks alike."""
     meet: bool = False
     """Whether every rank comes together after this step, because one has voted (`Strategy.tally`)."""
+    redo: bool = False
+    """Whether nothing has happened: a rank was lost, and `DataShard.owners` gives its microbatches to others.
+
+    All ranks run the step again, with what is theirs of it now.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

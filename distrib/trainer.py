@@ -95,16 +95,19 @@ class Trainer:
         self.started(first)
         stopped_by, done = None, first
         self.meter.restart_clock()
-        for step, batches in enumerate(self.loader.steps(first, self.num_steps), start=first):
-            result = self.strategy.train_step(batches.microbatches, step)
+        for batches in self.loader.steps(first, self.num_steps):
+            result = self.strategy.train_step(batches.microbatches, batches.step)
+            if result.redo:
+                self.loader.redo()
+                continue
             self.meter.add(
                 result,
                 examples=batches.examples,
                 tokens=batches.tokens,
                 targets=batches.targets,
-                lr=self.lr(step),
+                lr=self.lr(batches.step),
             )
-            done = step + 1
+            done = batches.step + 1
             self.progress(done)
             self.watch_skips(done, updated=result.updated)
             if not (result.meet or self.between_steps_due(done)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 class StepBatches:
     """What one rank needs for one optimizer step."""
 
+    step: int
     microbatches: Sequence[Batch]
     """This shard's; a single ghost where the shard has none."""
     examples: int
@@ -60,12 +62,24 @@ class Loader:
         self._shard = shard
         depth = 0 if device == "cpu" else train.prefetch
         self._prefetcher = Prefetcher(self._step, depth=depth)
+        self._redo = False
         self.steps_per_epoch = self._batches.steps_per_epoch
         self.num_microbatches = -(-train.global_batch_size // train.microbatch_size)
 
     def steps(self, first: int, last: int) -> Iterator[StepBatches]:
         """Steps ``first`` up to but not including ``last``; an error while collating is raised here."""
-        return self._prefetcher.items(first, last)
+        while first < last:
+            with closing(self._prefetcher.items(first, last)) as items:
+                for batches in items:
+                    yield batches
+                    if self._redo:
+                        break
+                    first += 1
+            self._redo = False
+
+    def redo(self) -> None:
+        """The step that came last comes again next, with this shard's microbatches as they are now."""
+        self._redo = True
 
     def close(self) -> None:
         """Ends the thread that collates ahead, if there is one."""
@@ -78,7 +92,11 @@ class Loader:
         if not batches:
             batches = [self._collator(plan.microbatches[0], index=0, step_targets=plan.targets).ghost()]
         return StepBatches(
-            microbatches=batches, examples=plan.examples, tokens=plan.tokens, targets=plan.targets
+            step=step,
+            microbatches=batches,
+            examples=plan.examples,
+            tokens=plan.tokens,
+            targets=plan.targets,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from queue import SimpleQueue
 from threading import Thread
 from typing import Generic, TypeVar
@@ -23,7 +23,7 @@ class Prefetcher(Generic[T]):
         self._requests: SimpleQueue[int | None] = SimpleQueue()
         self._thread: Thread | None = None
 
-    def items(self, first: int, last: int) -> Iterator[T]:
+    def items(self, first: int, last: int) -> Generator[T]:
         """Items ``first`` up to but not including ``last``; what ``make`` raises is raised here."""
         if self._depth == 0:
             yield from map(self._make, range(first, last))

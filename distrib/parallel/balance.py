@@ -70,9 +70,14 @@ class Speeds:
         self._known: list[tuple[int, tuple[float, ...]]] = [(0, (1.0,) * size)]
 
     def learn(self, speeds: Sequence[float], *, first: int) -> None:
-        """``speeds`` count from step ``first`` on; nothing happens where that is known already."""
-        if first > self._known[-1][0]:
-            self._known = [*self._known[-self._kept :], (first, tuple(speeds))]
+        """``speeds`` count from step ``first`` on, in place of what was known from there.
+
+        Nothing happens where that is known already, at once where not: a thread may be collating.
+        """
+        learnt = first, tuple(speeds)
+        if learnt not in self._known:
+            earlier = [known for known in self._known if known[0] < first]
+            self._known = [*earlier[-self._kept :], learnt]
 
     def owners(self, step: int, count: int) -> Sequence[int]:
         """Which rank runs each of the ``count`` microbatches of a step."""

@@ -21,12 +21,21 @@ class Fake(Strategy):
     Args:
         fail_at: the step at which `train_step` raises RuntimeError.
         skip_at: steps that report a gradient which is not finite.
+        redo_at: steps that ask, once, to be run again.
         loss: what every step reports as the summed loss.
     """
 
-    def __init__(self, *, fail_at: int | None = None, skip_at: Sequence[int] = (), loss: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        fail_at: int | None = None,
+        skip_at: Sequence[int] = (),
+        redo_at: Sequence[int] = (),
+        loss: float = 1.0,
+    ) -> None:
         self.fail_at = fail_at
         self.skip_at = tuple(skip_at)
+        self.redo_at = list(redo_at)
         self.loss = loss
         self.calls: list[str] = []
         self.steps_taken = 0
@@ -45,6 +54,10 @@ class Fake(Strategy):
         self.calls.append(f"train_step {step}")
         if step == self.fail_at:
             raise RuntimeError(f"asked to fail at step {step}")
+        if step in self.redo_at:
+            self.redo_at.remove(step)
+            nothing = torch.tensor(float("nan"))
+            return StepResult(loss=nothing, grad_norm=nothing, updated=False, redo=True)
         self.steps_taken += 1
         skipped = step in self.skip_at
         norm = torch.tensor(float("nan") if skipped else 1.0)

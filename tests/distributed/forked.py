@@ -137,17 +137,16 @@ def live(plan: JobPlan, rank: int, folder: Path, *, rejoin: int, network: list[H
 
 
 def note_agreed(strategy: Any, diary: Diary) -> None:
-    """Has a server note whose gradients are in each update."""
-    if not hasattr(strategy._server, "_make_update"):
-        return
-    agreement = getattr(strategy._server._make_update, "_agreement", None)
+    """Has a server note whose gradients are in each update, and which step is run again."""
+    server = getattr(strategy._server, "_server", strategy._server)  # of a backup, its own
+    agreement = getattr(getattr(server, "_make_update", None), "_agreement", None)
     if agreement is None:
         return
     settle = agreement.settle
 
     def noted(*given: Any, **options: Any) -> Any:
         agreed = settle(*given, **options)
-        diary.note("agreed", step=agreed.step, ranks=agreed.ranks)
+        diary.note("redone" if agreed.redo else "agreed", step=agreed.step, ranks=agreed.ranks)
         return agreed
 
     agreement.settle = noted
@@ -173,10 +172,10 @@ def steps(
     """The training loop; rank 0 gets the final weights, flat."""
     from distrib.testing.proof import evaluation, global_batch, saved_weights
 
-    first = strategy.live_step() or 0
-    diary.note("first", step=first)
+    step = strategy.live_step() or 0
+    diary.note("first", step=step)
     chance = random.Random(1000 * rank + rejoin)
-    for step in range(first, proof.steps):
+    while step < proof.steps:
         if plan.delays:
             time.sleep(plan.delays[rank] * 2 * chance.random())
         if (rank, step) == (0, plan.hold):
@@ -190,10 +189,13 @@ def steps(
             if mine and not fault.delay and fault.signal != "CUT":
                 os.kill(os.getpid(), getattr(signal, fault.signal))
         result = strategy.train_step(own or [everything[0].ghost()], step)
+        if result.redo:
+            continue
         targets = everything[0].step_targets
         loss = result.loss.item() * strategy.shard.count / targets
         norm = float(result.grad_norm)
         diary.note("end", step=step, loss=loss, updated=result.updated, norm=norm)
+        step += 1
     diary.note("evaluated", **evaluation(strategy), **strategy.measures())
     weights = saved_weights(strategy, strategy._world, proof)
     return [x for _, tensor in sorted(weights.items()) for x in tensor.view(-1).tolist()] or None

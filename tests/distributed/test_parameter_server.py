@@ -241,7 +241,9 @@ def test_servers_agree_on_the_pushes_that_all_have() -> None:
 
     asking = threading.Thread(target=second)
     asking.start()
-    agreed = first.settle(7, [0, 1], squared_norm=lambda ranks: float(len(ranks)))
+    agreed = first.settle(
+        [0, 1], at=(7, 0), count=lambda ranks: Agreed(step=7, ranks=sorted(ranks), square=float(len(ranks)))
+    )
     asking.join(10)
     assert agreed == Agreed(step=7, ranks=[1], square=1.0 + 5.0)
     assert answers == [None, agreed]  # to be counted anew, and what was agreed on
@@ -264,7 +266,7 @@ def test_what_was_agreed_on_holds_for_who_takes_over() -> None:
     before, after = hall_with(), hall_with()
     before.agreed = Agreed(step=7, ranks=[1], square=6.0)
     after.restore(json.loads(json.dumps(before.state())))
-    settled = leading(after, Mock()).settle(7, [0, 1], squared_norm=lambda ranks: pytest.fail("counted"))
+    settled = leading(after, Mock()).settle([0, 1], at=(7, 0), count=lambda ranks: pytest.fail("counted"))
     assert settled == before.agreed
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from forked import Fault, JobPlan
-from test_parameter_server_faults import Outcome, assert_bounded, events, finished, run_jobs
+from test_parameter_server_faults import Outcome, assert_bounded, events, finished, replay, run_jobs
 
 from distrib.strategies.single import Single
 from distrib.testing.proof import Proof, global_batch, job_for, saved_weights
@@ -208,6 +208,47 @@ def test_a_server_killed_at_random_moments(alone: tuple[list[float], list[float]
     plans = [drill(seed, num_servers=num_servers) for seed in range(40)]
     for made, outcome in zip(plans, run_jobs(plans, limit=850), strict=True):
         assert_nothing_lost(made, outcome, alone[0])
+
+
+def kill_all_in_turn(seed: int) -> JobPlan:
+    """Workers and whoever serves are killed by turns at random moments, and come back."""
+    chance, num_servers, steps = random.Random(seed), 1 + seed % 2, 120
+    first = 3
+    part = chance.randrange(num_servers)
+    serving = [first + part, first + num_servers + part]  # each is the other's backup, after the first kill
+    faults = [
+        Fault(
+            rank=chance.choice([1, 2]) if turn % 2 == 0 else serving[turn // 2 % 2],
+            step=step,
+            delay=chance.uniform(0.001, 0.04),
+            again_after=chance.uniform(0.05, 0.2),
+        )
+        for turn, step in enumerate(range(5, steps - 30, 12))
+    ]
+    return JobPlan(
+        size=first + 2 * num_servers,
+        options={**OPTIONS, "num_servers": num_servers, "min_workers": 1, "balance": "measured"},
+        proof={"steps": steps, "microbatch_size": 2},
+        faults=faults,
+        limit=150.0,
+        delays=[0.03, 0.02, 0.02],
+    )
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_workers_and_servers_killed_by_turns() -> None:
+    """Steps are run again by the workers who are there, whoever serves: every loss is one process's."""
+    plans = [kill_all_in_turn(seed) for seed in range(8)]
+    proof = Proof(strategy={}, **plans[0].proof)
+    losses = replay(proof, [range(5)] * proof.steps)
+    outcomes = run_jobs(plans, limit=850)
+    assert sum(len(events(outcome, 3, "redone")) for outcome in outcomes) > len(plans)
+    for made, outcome in zip(plans, outcomes, strict=True):
+        assert outcome["in_time"], where(outcome)
+        assert finished(outcome, 0), where(outcome)
+        assert len(outcome["faults"]) >= len(made.faults) - 3
+        assert [event["loss"] for event in events(outcome, 0, "end")] == pytest.approx(losses, abs=1e-9)
 
 
 CUT = {

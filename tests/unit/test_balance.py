@@ -99,14 +99,18 @@ def test_a_rank_that_is_not_there_gets_none() -> None:
     assert set(owners_by_speed((0.0, 1.0), 5)) == {1}
 
 
-def test_of_speeds_told_twice_the_first_count() -> None:
-    """And a step keeps the speeds that count for it, however many are known of later ones."""
+def test_of_speeds_told_anew_the_last_count() -> None:
+    """From their step on, whatever was known of later ones; told again they change nothing, and a step keeps
+    the speeds that count for it, however many are known of later ones."""
     speeds = Speeds(size=2, lead=4)
-    speeds.learn([1.0, 0.0], first=3)
     speeds.learn([0.0, 1.0], first=3)
+    speeds.learn([0.0, 1.0], first=5)
+    speeds.learn([1.0, 0.0], first=3)
+    assert [speeds.owners(step, 2) for step in (2, 3, 5)] == [[0, 1], [0, 0], [0, 0]]
     for first in range(4, 8):
         speeds.learn([1.0, 1.0], first=first)
-    assert [speeds.owners(step, 2) for step in (2, 3, 4)] == [[0, 1], [0, 0], [0, 1]]
+        speeds.learn([1.0, 0.0], first=3)
+    assert [speeds.owners(step, 2) for step in (2, 3, 4, 7)] == [[0, 1], [0, 0], [0, 1], [0, 1]]
     assert speeds.spread == 1.0
 
 

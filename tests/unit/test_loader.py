@@ -79,6 +79,20 @@ def test_starting_in_the_middle_goes_on_where_the_whole_run_would(encoded: Encod
     assert content(list(loader(encoded).steps(7, 12))) == content(list(loader(encoded).steps(0, 12)))[7:]
 
 
+def test_a_step_comes_again_with_the_shares_of_then(encoded: EncodedSet) -> None:
+    """Where it is asked for; those after it are collated anew too."""
+    owner = 1
+    shard = DataShard(index=0, count=2, owners=lambda step, count: [owner] * count)
+    made, came = loader(encoded, shard=shard), list[StepBatches]()
+    for batches in made.steps(2, 5):
+        came.append(batches)
+        if len(came) == 2:
+            owner = 0
+            made.redo()
+    assert [batches.step for batches in came] == [2, 3, 3, 4]
+    assert [bool(numbers(batches.microbatches[0])) for batches in came] == [False, False, True, True]
+
+
 def test_no_steps_are_no_batches(encoded: EncodedSet) -> None:
     """A run that is already finished asks for no step and gets none."""
     assert list(loader(encoded).steps(5, 5)) == []

@@ -104,13 +104,16 @@ class Sender:
         self.feedback = Feedback(self.layout, held, worker=worker, num_workers=num_workers)
         self.outbox = Outbox(TopK(share=SHARE), self.gradients, self.feedback)
 
-    def send(self, gradient: dict[str, Tensor], *, targets: int = 1) -> dict[str, Tensor]:
-        """What is sent of a step's gradient."""
+    def send(
+        self, gradient: dict[str, Tensor], *, targets: int = 1, counts: bool = True
+    ) -> dict[str, Tensor]:
+        """What is sent of a step's gradient; not ``counts``: the step is run again."""
         self.outbox.begin(targets=targets)
         for name, value in gradient.items():
             self.gradients.hold(name, value)
         for number, bucket in enumerate(self.layout.buckets):
             self.outbox.messages(number, bucket.cuts)
+        self.outbox.finish(counts=counts)
         return {name: self.gradients.view(name).clone() for name in SIZES}
 
     def kept(self) -> dict[str, Tensor]:
@@ -143,6 +146,17 @@ def test_a_gradient_that_is_not_finite_leaves_the_errors_alone() -> None:
     for name, value in sender.kept().items():
         assert torch.equal(value, before[name])
     assert all(value.isfinite().all() for value in sender.send(gradient_of(2)).values())
+
+
+def test_a_push_that_does_not_count_leaves_the_errors_alone() -> None:
+    """The step is run again with other microbatches, from the same errors."""
+    sender = Sender()
+    sender.send(gradient_of(0))
+    before = sender.kept()
+    sender.send(gradient_of(1), counts=False)
+    assert all(torch.equal(value, before[name]) for name, value in sender.kept().items())
+    sender.send(gradient_of(1))
+    assert not all(torch.equal(value, before[name]) for name, value in sender.kept().items())
 
 
 def test_without_targets_nothing_kept_is_sent() -> None:

@@ -36,9 +36,17 @@ def batch() -> Batch:
 class FourExamples:
     """A loader whose every global batch has 4 examples."""
 
+    def __init__(self) -> None:
+        self._redo = False
+
     def steps(self, first: int, last: int) -> Iterator[StepBatches]:
-        for _ in range(first, last):
-            yield StepBatches(microbatches=[batch()], examples=4, tokens=40, targets=4)
+        while first < last:
+            self._redo = False
+            yield StepBatches(step=first, microbatches=[batch()], examples=4, tokens=40, targets=4)
+            first += not self._redo
+
+    def redo(self) -> None:
+        self._redo = True
 
 
 class Memory(NullTracker):
@@ -158,6 +166,17 @@ def test_every_step_is_recorded_once(tmp_path: Path) -> None:
     assert [record["lr"] for record in records] == pytest.approx([0.1 * step for step in range(NUM_STEPS)])
     assert (outcome.steps, outcome.records, outcome.examples) == (NUM_STEPS, NUM_STEPS, 4 * NUM_STEPS)
     assert all(record["seconds"] > 0 and record["memory"] > 1e7 for record in records)
+
+
+def test_a_step_that_is_redone_is_recorded_once(tmp_path: Path) -> None:
+    """Nothing has happened in it the first time: it is neither counted, nor skipped, nor anything due."""
+    bench = Bench(tmp_path, strategy=Fake(redo_at=[4, 11]), eval_every=5)
+    assert bench.fit().examples == 4 * NUM_STEPS
+    trained = [call for call in bench.strategy.calls if call.startswith("train_step")]
+    assert trained[4:6] == ["train_step 4", "train_step 4"]
+    assert len(trained) == NUM_STEPS + 2
+    assert [record["step"] for record in bench.tracker.records] == list(range(1, NUM_STEPS + 1))
+    assert bench.tracker.evaluated == [5, 10, 12]
 
 
 def test_evaluation_covers_all_batches_when_due(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_push_is_announced_when_all_weights_have_come() -> None:
     up.send(1, [torch.ones(4)])
     up.finish(0.0, 1.0, 1.0, 0.0, touched={"a", "b"})
     pushed = [(PUSH, 4), (PUSH + 2, 4), (BODY, 6 + 2)]
-    assert link.session.said == [("settled",), (Op.STEP, 3, 2), *pushed, ("confirmed",)]
+    assert link.session.said == [("settled",), (Op.STEP, 3, 2, 0), *pushed, ("confirmed",)]
 
 
 def test_a_push_begun_with_a_lost_server_goes_whole_to_the_next() -> None:
@@ -80,13 +80,13 @@ def test_a_push_begun_with_a_lost_server_goes_whole_to_the_next() -> None:
     assert link.session.said == []
     up.repeat(push, 0, link.session)  # type: ignore[arg-type]
     header, *messages, trailer, receipt = link.session.said
-    assert header == (Op.STEP, 3, 2)
+    assert header == (Op.STEP, 3, 2, 0)
     assert sorted(messages) == [(PUSH, 4), (PUSH + 2, 4)]
     assert trailer == (BODY, 6 + 2)
     assert receipt == ("confirmed",)
     up.begin(Op.STEP, step=4, bases=[3])
     up.send(0, [torch.ones(4)])
-    assert link.session.said[-2:] == [(Op.STEP, 4, 3), (PUSH, 4)]
+    assert link.session.said[-2:] == [(Op.STEP, 4, 3, 0), (PUSH, 4)]
 
 
 def test_what_was_answered_and_is_in_no_update_is_kept_as_it_went() -> None:
@@ -114,5 +114,5 @@ def test_each_server_is_told_its_own_version() -> None:
     push = up.finish(0.0, 1.0, 1.0, 0.0, touched=set())
     for server, link in enumerate(links):
         up.repeat(push, server, link.session)  # type: ignore[arg-type]
-    told = [[said for said in link.session.said if said[0] == Op.STEP and len(said) == 3] for link in links]
-    assert told == [[(Op.STEP, 3, 5)] * 2, [(Op.STEP, 3, 2)] * 2]
+    told = [[said for said in link.session.said if said[0] == Op.STEP and len(said) == 4] for link in links]
+    assert told == [[(Op.STEP, 3, 5, 0)] * 2, [(Op.STEP, 3, 2, 0)] * 2]

@@ -1,7 +1,8 @@
 """How the servers agree on a step: whose gradients are in it, and how long the gradient is.
 
 The first part's server leads: the others ask it, it answers when all have asked. Servers may disagree about
-a worker that died while it pushed: what all of them have in whole counts.
+a worker that died while it pushed: what all of them have in whole counts. Where that is too little, and the
+mode can have the step run again, the first one says so.
 
 A server may be lost meanwhile, and its backup may not know yet of the step's update. So what was agreed is
 known to the leader's backup before anybody hears of it, and the leader keeps it until all have asked for the
@@ -16,6 +17,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -32,8 +34,8 @@ from distrib.strategies.parameter_server.terms import Holder, Terms
 SUCCESSOR_PATIENCE = 2.0
 """How many times longer than ever a server may take to come to one that took over: it finds out by itself."""
 
-SquaredNorm = Callable[[Collection[int]], float]
-"""Of this server's part of the sum of some workers' pushes."""
+Count = Callable[[Collection[int]], Agreed]
+"""What this server has to say of a step that is made of some workers' pushes."""
 
 
 class Agreement(ABC):
@@ -49,11 +51,12 @@ class Agreement(ABC):
         """The server has ended as it should."""
 
     @abstractmethod
-    def settle(self, step: int, ranks: Collection[int], *, squared_norm: SquaredNorm) -> Agreed:
-        """Whose pushes of ``step`` all servers have, and the squared norm of the whole of their sum.
+    def settle(self, ranks: Collection[int], *, at: tuple[int, int], count: Count) -> Agreed:
+        """Whose pushes all servers have, and the squared norm of the whole of their sum.
 
         Args:
             ranks: the workers whose pushes this server has.
+            at: the pushes' step, and their `Push.redone`.
         """
 
 
@@ -84,22 +87,22 @@ class Leading(Agreement):
         for thread in self._threads:
             thread.join()  # a thread that waits in gloo when Python ends takes the process down with SIGABRT
 
-    def settle(self, step: int, ranks: Collection[int], *, squared_norm: SquaredNorm) -> Agreed:
-        while self._hall.agreed.step != step:
-            ours = Agreed(step=step, ranks=sorted(ranks), square=squared_norm(ranks))
+    def settle(self, ranks: Collection[int], *, at: tuple[int, int], count: Count) -> Agreed:
+        while self._hall.agreed.at != at:
+            ours = count(ranks)
             with self._hall.told():
                 self._hall.wait_for(lambda: self._asked.keys() == self._others.keys())
-                ranks = self._count([ours, *(self._asked[part] for part in sorted(self._asked))])
+                ranks = self._compare([ours, *(self._asked[part] for part in sorted(self._asked))])
                 self._asked = {}
         return self._hall.agreed
 
-    def _count(self, counts: list[Agreed]) -> Collection[int]:
-        assert len({each.step for each in counts}) == 1, "nobody is a step ahead of what was agreed"
+    def _compare(self, counts: list[Agreed]) -> Collection[int]:
+        assert len({each.at for each in counts}) == 1, "nobody is a step ahead of what was agreed"
         common = sorted(set(counts[0].ranks).intersection(*(each.ranks for each in counts)))
         self._common = common
         if all(each.ranks == common for each in counts):
             square = sum(each.square for each in counts)
-            self._hall.agreed = Agreed(step=counts[0].step, ranks=common, square=square)
+            self._hall.agreed = replace(counts[0], square=square)
             if self._others:
                 self._ledger.keep()
         return common
@@ -126,23 +129,26 @@ class Leading(Agreement):
 
     def _answer_all(self, part: int, session: Session) -> None:
         while (message := session.hear()).op != Op.LEAVE:
-            step, square = int(message.numbers[0]), message.numbers[1]
+            step, redone, square = message.numbers[:3]
             ranks = ranks_of(session.receive(self._mask()))
-            asked = Agreed(step=step, ranks=ranks, square=square)
+            asked = Agreed(step=int(step), redone=int(redone), ranks=ranks, square=square)
             answer = self._answer(part, asked, session)
-            session.tell(Op.SETTLE, answer is not None, 0.0 if answer is None else answer.square)
+            if answer is None:
+                session.tell(Op.SETTLE, False)
+            else:
+                session.tell(Op.SETTLE, True, answer.square, answer.redo)
             session.send(self._mask(self._common if answer is None else answer.ranks))
         session.confirm()
 
     def _answer(self, part: int, asked: Agreed, session: Session) -> Agreed | None:
         """What was agreed; None: to be counted anew over those whom all have in common."""
         with self._hall.told():
-            if asked.step > self._hall.agreed.step:
+            if asked.at > self._hall.agreed.at:
                 self._asked[part] = asked
                 self._hall.changed.notify_all()
                 self._hall.wait_while_telling(session, lambda: part not in self._asked)
-            assert asked.step >= self._hall.agreed.step, "the others' backups have what was agreed before"
-            return self._hall.agreed if asked.step == self._hall.agreed.step else None
+            assert asked.at >= self._hall.agreed.at, "the others' backups have what was agreed before"
+            return self._hall.agreed if asked.at == self._hall.agreed.at else None
 
     def _mask(self, ranks: Collection[int] = ()) -> Tensor:
         return mask_of(ranks, num_workers=self._hall.num_workers)
@@ -182,22 +188,21 @@ class Following(Agreement):
                 self._link.session.tell(Op.LEAVE)
                 self._link.session.confirmed()
 
-    def settle(self, step: int, ranks: Collection[int], *, squared_norm: SquaredNorm) -> Agreed:
+    def settle(self, ranks: Collection[int], *, at: tuple[int, int], count: Count) -> Agreed:
         if self._link is None:
             raise LaunchError("the first part's server does not answer")
         while True:
-            ours = Agreed(step=step, ranks=sorted(ranks), square=squared_norm(ranks))
-            is_settled, answer = self._link.exchange(partial(self._ask, ours))
+            is_settled, answer = self._link.exchange(partial(self._ask, count(ranks)))
             if is_settled:
                 return answer
             ranks = answer.ranks
 
     def _ask(self, ours: Agreed, session: Session) -> tuple[bool, Agreed]:
-        session.tell(Op.SETTLE, ours.step, ours.square)
+        session.tell(Op.SETTLE, *ours.at, ours.square)
         session.send(mask_of(ours.ranks, num_workers=self._num_workers))
-        is_settled, square = session.hear().numbers[:2]
+        is_settled, square, redo = session.hear().numbers[:3]
         ranks = ranks_of(session.receive(mask_of((), num_workers=self._num_workers)))
-        return bool(is_settled), Agreed(step=ours.step, ranks=ranks, square=square)
+        return bool(is_settled), replace(ours, ranks=ranks, square=square, redo=bool(redo))
 
 
 def mask_of(ranks: Collection[int], *, num_workers: int) -> Tensor:

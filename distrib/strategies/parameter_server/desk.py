@@ -44,10 +44,11 @@ class Desk:
     def _step(self, message: Message) -> None:
         push = self._take_push(message)
         with self._hall.changed:
-            self._hall.wait_while_telling(self._session, lambda: self._may_go_on(push))
+            self._hall.wait_while_telling(self._session, lambda: push.redo or self._may_go_on(push))
             weights = self._weights_for(push)
-            numbers = (self._hall.version or 0, *self._result_of(push), self._hall.stop_at)
-            decisions = self._hall.decisions_after(push.step)
+            redone = self._hall.redone if push.redo else 0
+            numbers = (self._hall.version or 0, *self._result_of(push), self._hall.stop_at, redone)
+            decisions = self._hall.decisions_after(push.step - 1 if push.redo else push.step)
         self._session.tell(Op.STEP, *numbers, text=decisions or None)
         self._send_buckets(weights)
 
@@ -55,7 +56,7 @@ class Desk:
         return self._hall.rules.may_go_on(push, version=self._hall.version or 0)
 
     def _take_push(self, message: Message) -> Push:
-        step, base = int(message.numbers[0]), int(message.numbers[1])
+        step, base, redone = map(int, message.numbers[:3])
         vector = torch.empty_like(self._part.vector) if self._spare is None else self._spare
         self._spare = None
         self._receive_gradient(vector)
@@ -73,6 +74,7 @@ class Desk:
             norm=norm,
             seconds=seconds,
             touched=self._server.names(trailer[6:]),
+            redone=redone,
         )
         with self._hall.told():
             self._server.facts.waited(self._rank, waited)
@@ -90,7 +92,7 @@ class Desk:
         """What answers a push: a copy, because the next update may be made while it is on its way."""
         if push.answer is not None:
             return push.answer
-        self._spare = push.vector if push.applied else None
+        self._spare = push.vector if push.applied or push.redo else None
         return self._part.vector.clone() if self._spare is None else self._spare.copy_(self._part.vector)
 
     def _fetch(self, message: Message) -> None:
@@ -126,9 +128,9 @@ class Desk:
 
     def _join(self, message: Message) -> None:
         told = int(message.numbers[0])
-        begin, decisions = self._hall.join(self._rank, None if told < 0 else told)
+        begin, redone, decisions = self._hall.join(self._rank, None if told < 0 else told)
         self._server.ledger.keep()
-        self._session.tell(Op.JOIN, begin, text=decisions or None)
+        self._session.tell(Op.JOIN, begin, redone, text=decisions or None)
 
     def _get(self, message: Message) -> None:
         with self._hall.changed:

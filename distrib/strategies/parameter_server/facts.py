@@ -15,6 +15,8 @@ class Facts:
     def __init__(self, *, num_workers: int) -> None:
         self.busy = 0.0
         """Seconds of making updates."""
+        self.redone = 0
+        """Times that a step was run again."""
         self._staleness: Counter[int] = Counter()
         self._used = self._due = 0.0
         """Targets, of all steps."""
@@ -46,8 +48,10 @@ class Facts:
         }
         if self._due:
             numbers["missing_targets"] = 1 - self._used / self._due
+            numbers["redone_steps"] = float(self.redone)
         self.busy, self._staleness, self._since = 0.0, Counter(), now
         self._used = self._due = 0.0
+        self.redone = 0
         self._waited = [0.0] * len(self._waited)
         return numbers
 

@@ -32,6 +32,8 @@ class Feedback:
     ) -> None:
         self._names = list(parameters)
         self._errors = Vectors(layout, parameters)
+        self._next: dict[int, Tensor] = {}
+        """By bucket, the errors after the push under way, which may not count."""
         self._worker, self._num_workers = worker, num_workers
 
     def give_back(self, number: int, vector: Tensor) -> Tensor:
@@ -41,7 +43,14 @@ class Feedback:
     def keep(self, number: int, whole: Tensor, sent: Tensor) -> None:
         """Keeps what was not ``sent`` of a bucket that `give_back` made ``whole``, which is used up."""
         if bool(torch.isfinite(sent).all()):
-            self._errors.vectors[number].copy_(whole.sub_(sent))
+            self._next[number] = whole.sub_(sent)
+
+    def finish(self, *, counts: bool) -> None:
+        """The push is over; where it does not count, what it kept does not either."""
+        for number, errors in self._next.items():
+            if counts:
+                self._errors.vectors[number].copy_(errors)
+        self._next = {}
 
     @property
     def _folder(self) -> str:

@@ -31,10 +31,19 @@ class Agreed:
     """What the servers have agreed on, or what one of them has to say to it."""
 
     step: int = -1
+    redone: int = 0
+    """`Push.redone` of the pushes that it is about."""
     ranks: list[int] = field(default_factory=list)
     """The workers whose pushes are in the step."""
     square: float = 0.0
     """The squared norm of their sum, or of a server's part of it."""
+    redo: bool = False
+    """Whether the step is run again, because they are too few."""
+
+    @property
+    def at(self) -> tuple[int, int]:
+        """Grows from one time that the servers agree to the next."""
+        return self.step, self.redone
 
 
 @dataclass(kw_only=True)
@@ -76,6 +85,8 @@ class Hall:
         self.pushes: list[Push] = []
         self.version: int | None = None
         self._first = 0
+        self.redone = 0
+        """How often a step has been run again because a worker was lost in it."""
         self.result = Result()
         self.agreed = Agreed()
         """On the step of the last update, or on that of the next."""
@@ -113,14 +124,20 @@ class Hall:
         is_over = self.rules.collective and push.step < self.version
         if is_over or push.step < seat.applied:  # the latter: sent again to a server that took over
             push.applied = True
-            return
-        self.pushes.append(push)
+        elif push.redone < self.redone:
+            push.redo = True
+        else:
+            self.pushes.append(push)
 
     def due(self) -> list[Push]:
         """The pushes of the next update; empty: not yet."""
         if self.version is None:
             return []
-        return self.rules.due(self.pushes, self.seats, version=self.version)
+        # Another server may have told a worker to run the step again before this one hears of it.
+        ahead = {push.rank for push in self.pushes if push.redone > self.redone}
+        pushes = [push for push in self.pushes if push.rank not in ahead]
+        seats = {rank: seat for rank, seat in self.seats.items() if rank not in ahead}
+        return self.rules.due(pushes, seats, version=self.version)
 
     def finish(self, used: list[Push], result: Result) -> None:
         """Notes an update; pushes of its step that are not in it are dropped."""
@@ -136,6 +153,16 @@ class Hall:
             self.sharing.update(self.version, seconds=seconds, present=self._due_from(self.version))
         self.version += self.rules.stride
         self.result = result
+
+    def redo(self) -> None:
+        """The step under way is run again by the workers that are there; what was pushed of it is dropped."""
+        assert self.version is not None
+        self.redone += 1
+        for push in self.pushes:
+            push.redo = push.redone < self.redone
+        self.pushes = [push for push in self.pushes if not push.redo]
+        if self.sharing is not None:
+            self.sharing.redo(self.version, present=self._due_from(self.version))
 
     def decisions_after(self, step: int) -> list[Decision]:
         """On the shares: those that do not count at ``step`` yet."""
@@ -179,20 +206,26 @@ class Hall:
         with self.told():
             self.failure = self.failure or error
 
-    def join(self, rank: int, step: int | None) -> tuple[int, list[Decision]]:
+    def join(self, rank: int, step: int | None) -> tuple[int, int, list[Decision]]:
         """Seats a worker that comes into the running job.
 
-        Returns the step it begins at, and the decisions on the shares that count there and later. Waits for
-        the job to run; ``step`` is what the first server has said, where it has.
+        Returns the step it begins at, its `Push.redone` there, and the decisions on the shares that count
+        there and later. Waits for the job to run; ``step`` is what the first server has said, where it has:
+        this one may still be making the update before, and its weights would be a step old.
         """
         with self.told():
-            self.wait_for(lambda: self.version is not None and any(s.clock for s in self.seats.values()))
+            self.wait_for(lambda: self._runs(step))
             assert self.version is not None
             slowest = min(seat.clock for seat in self.seats.values())
             begin = step if step is not None else self.version if self.rules.collective else slowest
             self.seats[rank] = Seat(rank=rank, since=begin, clock=begin)
             self.lost.pop(rank, None)
-            return begin, [] if self.sharing is None else list(self.sharing.decisions)
+            return begin, self.redone, [] if self.sharing is None else list(self.sharing.decisions)
+
+    def _runs(self, step: int | None) -> bool:
+        if self.version is None or not any(seat.clock for seat in self.seats.values()):
+            return False
+        return step is None or not self.rules.collective or self.version >= step
 
     def meet(self, rank: int, key: tuple[int, int], vector: Tensor, *, session: Session) -> Tensor:
         """The sum of all workers' vectors; waits for every worker that was there before step ``key[0]``."""
@@ -231,6 +264,7 @@ class Hall:
         return {
             "version": self.version,
             "first": self._first,
+            "redone": self.redone,
             "result": asdict(self.result),
             "agreed": asdict(self.agreed),
             "seats": [asdict(seat) for seat in self.seats.values()],
@@ -248,6 +282,7 @@ class Hall:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Takes over another server's state."""
         self.version, self._first, self.stop_at = state["version"], state["first"], state["stop_at"]
+        self.redone = state["redone"]
         self.result, self.agreed = Result(**state["result"]), Agreed(**state["agreed"])
         self.seats = {values["rank"]: Seat(**values) for values in state["seats"]}
         self.lost = dict(state["lost"])

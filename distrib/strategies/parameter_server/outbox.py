@@ -36,6 +36,11 @@ class Outbox:
         self._feedback.keep(number, whole, vector)
         return messages
 
+    def finish(self, *, counts: bool) -> None:
+        """The step was answered; not ``counts``: it is run again, and what was kept is as before it."""
+        if self._feedback is not None:
+            self._feedback.finish(counts=counts)
+
     def also_sent(self, names: Collection[str]) -> set[str]:
         """Those of these parameters, without a gradient in this step, of which something kept was sent."""
         return {name for name in names if bool(self._gradients.view(name).any())}

@@ -30,9 +30,18 @@ class Push:
     """That a microbatch of it took."""
     touched: frozenset[str]
     """Parameters that have a gradient."""
+    redone: int = 0
+    """How often the worker knew that any step has been run again: which shares it went by."""
     answer: Tensor | None = None
     """What the worker is sent in place of the weights."""
     applied: bool = False
+    redo: bool = False
+    """It was dropped: the worker is to run the step again."""
+
+    @property
+    def at(self) -> tuple[int, int]:
+        """Which of the times that its step was run."""
+        return self.step, self.redone
 
 
 @dataclass(kw_only=True)

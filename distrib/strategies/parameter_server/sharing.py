@@ -2,7 +2,8 @@
 
 It decides when it makes an update, and tells it in its answers to that step's pushes and later ones. A
 decision counts from the first step that no worker may have collated by then: all go by the same. A worker
-that is lost has no share until it is back.
+that is lost has no share until it is back. Where the step in which it was lost is run again, all workers
+collate that anew, and the decision counts at once.
 """
 
 from __future__ import annotations
@@ -49,6 +50,11 @@ class Sharing:
             self.decisions.append((step + self._ahead + 1, speeds))
         while len(self.decisions) > 1 and self.decisions[1][0] <= step + 1:
             del self.decisions[0]
+
+    def redo(self, step: int, *, present: Collection[int]) -> None:
+        """Decides anew from ``step`` on, which is run again by those who are there."""
+        earlier = [decision for decision in self.decisions if decision[0] < step]
+        self.decisions = [*earlier, (step, self._speeds(present))]
 
     def _speeds(self, present: Collection[int]) -> list[float]:
         """Who has not been measured is taken to be like the others."""

@@ -52,9 +52,9 @@ class ParameterServer(Strategy):
             worker's parameters towards each other by this share of their difference, and nobody waits
             (EASGD, Zhang et al. 2015, arXiv:1412.6651). Evaluation and checkpoint are the centre.
         min_workers: go on with the rest when a worker other than rank 0 is lost, down to this many; the
-            gradient is then divided by their targets alone. Null: ``sync`` ends, the others go on with one.
-        balance: of ``sync`` and ``stale``: ``measured`` gives workers microbatches by how fast they run them,
-            and a lost one's to the others from ``train.prefetch`` + 1 steps after (``stale``: + staleness).
+            gradient is divided by their targets alone. Null: ``sync`` ends, the others go on with one.
+        balance: ``measured``: workers get microbatches by measured speed, a lost one's go to the others.
+            ``sync`` runs that step again, so that nothing is changed; ``stale`` lacks them for a few steps.
         compression: what is sent of a gradient. All but ``none`` **change the result**, the clip's norm is of
             what arrives. ``bf16``, ``fp16``: each worker's gradient rounded once, to 8 or 11 bits (fp16: a
             step with an element above 65504 is skipped). ``topk``: each message's largest elements and their

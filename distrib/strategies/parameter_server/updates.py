@@ -37,11 +37,14 @@ class Summed(Update):
     """By the sum of the workers' gradients, added up in the order of their ranks.
 
     Where a worker is missing, its targets are too: the sum is divided by those that are there.
+
+    Args:
+        redoes: has a step run again instead in which targets are missing.
     """
 
-    def __init__(self, part: Part, hall: Hall, ledger: Ledger, *, agreement: Agreement) -> None:
+    def __init__(self, part: Part, hall: Hall, ledger: Ledger, *, agreement: Agreement, redoes: bool) -> None:
         super().__init__(part, hall, ledger)
-        self._agreement = agreement
+        self._agreement, self._redoes = agreement, redoes
         self._sum = torch.empty_like(part.vector)
         self._summed: list[int] = []
         """The workers whose gradients are in it."""
@@ -50,12 +53,20 @@ class Summed(Update):
         by_rank = {push.rank: push for push in pushes}
         touched = frozenset[str]().union(*(push.touched for push in pushes))
 
-        def squared_norm(ranks: Collection[int]) -> float:
-            self._add_up([by_rank[rank] for rank in sorted(ranks)])
-            return self._part.squared_norm(self._sum, touched=touched)
+        version, redone = at = pushes[0].at
 
-        version = pushes[0].step
-        agreed = self._agreement.settle(version, by_rank.keys(), squared_norm=squared_norm)
+        def count(ranks: Collection[int]) -> Agreed:
+            some = [by_rank[rank] for rank in sorted(ranks)]
+            if self._redoes and sum(push.targets for push in some) < pushes[0].step_targets:
+                return Agreed(step=version, redone=redone, ranks=sorted(ranks), redo=True)
+            self._add_up(some)
+            square = self._part.squared_norm(self._sum, touched=touched)
+            return Agreed(step=version, redone=redone, ranks=sorted(ranks), square=square)
+
+        agreed = self._agreement.settle(by_rank.keys(), at=at, count=count)
+        if agreed.redo:
+            self._redo()
+            return
         used = agreed_on(agreed, by_rank)
         if self._summed != agreed.ranks:  # it was agreed on before this rank took over
             self._add_up(used)
@@ -68,6 +79,12 @@ class Summed(Update):
             self._count(used, version=version)
             self.facts.targets(sum(push.targets for push in used), due=pushes[0].step_targets)
             self._hall.finish(pushes, Result(norm=norm, loss=loss, updated=updated))
+
+    def _redo(self) -> None:
+        with self._hall.told():
+            self.facts.redone += 1
+            self._hall.redo()
+            self._ledger.keep()
 
     def _add_up(self, pushes: list[Push]) -> None:
         self._summed = [push.rank for push in pushes]
@@ -144,7 +161,11 @@ class Mean(Update):
 
     def __call__(self, pushes: list[Push]) -> None:
         by_rank = {push.rank: push for push in pushes}
-        agreed = self._agreement.settle(pushes[0].step, by_rank.keys(), squared_norm=lambda _: 0.0)
+
+        def count(ranks: Collection[int]) -> Agreed:
+            return Agreed(step=pushes[0].step, ranks=sorted(ranks))
+
+        agreed = self._agreement.settle(by_rank.keys(), at=pushes[0].at, count=count)
         used = [push for push in agreed_on(agreed, by_rank) if push.targets]
         total = sum(push.targets for push in used)
         with self._hall.told():

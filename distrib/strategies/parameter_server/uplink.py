@@ -20,6 +20,7 @@ class SentPush:
     """What a worker has sent, whole, should it have to send it again."""
 
     step: int
+    redone: int
     bases: Sequence[int]
     """The version of the weights it was computed from, by server."""
     messages: Mapping[int, Sequence[Tensor]]
@@ -42,7 +43,7 @@ class Uplink:
         self._links, self._spent, self._settle = links, spent, settle
         self._op: int | None = None
         """Not announced yet."""
-        self._step = 0
+        self._step = self._redone = 0
         self._bases: Sequence[int] = ()
         self._messages: dict[int, Sequence[Tensor]] = {}
         self._kept: list[SentPush] = []
@@ -51,13 +52,14 @@ class Uplink:
         for server, link in enumerate(links):
             link.catch_up = partial(self._repeat_answered, server)
 
-    def begin(self, op: int, *, step: int, bases: Sequence[int]) -> None:
+    def begin(self, op: int, *, step: int, bases: Sequence[int], redone: int = 0) -> None:
         """Begins a push, or another ``op`` that buckets follow; it may take the whole of backward.
 
         Args:
             bases: the version of the weights held, by server.
+            redone: as of `Push`.
         """
-        self._messages, self._op, self._step, self._bases = {}, op, step, bases
+        self._messages, self._op, self._step, self._redone, self._bases = {}, op, step, redone, bases
 
     def send(self, number: int, messages: Sequence[Tensor]) -> None:
         """Starts a bucket's messages, one for each server; those that are empty do not go."""
@@ -75,7 +77,8 @@ class Uplink:
         self._settle()  # of what forward does not use
         for link, base in zip(self._links, self._bases, strict=True):
             link.is_new = False
-            link.attempt(lambda session: session.tell(op, self._step, base))  # noqa: B023 (called at once)
+            header = (op, self._step, base, self._redone)
+            link.attempt(lambda session: session.tell(*header))  # noqa: B023 (called at once)
 
     def finish(self, *numbers: float, touched: Collection[str]) -> SentPush:
         """Completes the push by loss, targets, the step's targets, norm; and by who has a gradient."""
@@ -88,7 +91,13 @@ class Uplink:
             for link in self._links:
                 if not link.is_new:
                     link.attempt(lambda session: session.confirmed())
-        return SentPush(step=self._step, bases=self._bases, messages=self._messages, trailer=trailer)
+        return SentPush(
+            step=self._step,
+            redone=self._redone,
+            bases=self._bases,
+            messages=self._messages,
+            trailer=trailer,
+        )
 
     def _start(self, link: Link, tensor: Tensor, tag: int = BODY) -> None:
         if link.is_new:
@@ -108,7 +117,7 @@ class Uplink:
 
     def repeat(self, push: SentPush, server: int, session: Session, *, op: Op = Op.STEP) -> None:
         """Sends a push anew to whoever has taken over from a server."""
-        session.tell(op, push.step, push.bases[server])
+        session.tell(op, push.step, push.bases[server], push.redone)
         for number, messages in push.messages.items():
             if messages[server].numel():
                 session.send(messages[server], PUSH + 2 * number)

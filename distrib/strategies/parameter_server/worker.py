@@ -63,6 +63,8 @@ class Worker:
         self.job, self.replica, self.layout, self.links = job, replica, layout, links
         self.parameters = parameters
         self.stop_at = self.done = 0
+        self._redone = 0
+        """How often this worker knows that any step has been run again."""
         self.versions = [0] * len(links)
         """Of the weights held, by server: each counts its own updates."""
         self.number, self.num_workers, self._own_norm, self._speeds = number, num_workers, own_norm, speeds
@@ -102,7 +104,7 @@ class Worker:
 
     def train_step(self, microbatches: Sequence[Batch], step: int) -> StepResult:
         """Sends this shard's gradients of ``step`` and asks for the next weights."""
-        self._up.begin(Op.STEP, step=step, bases=self.versions)
+        self._up.begin(Op.STEP, step=step, bases=self.versions, redone=self._redone)
         self._meetings = 0
         targets = targets_of(microbatches)
         self._prepare(targets)
@@ -122,8 +124,11 @@ class Worker:
         result = self._hear_result(push)
         if self._up.keeps:
             self._gradients.clear()
-        self.done = step + 1
-        self.spent.steps += 1
+        if self._outbox is not None:
+            self._outbox.finish(counts=not result.redo)
+        if not result.redo:
+            self.done = step + 1
+            self.spent.steps += 1
         return result
 
     def _prepare(self, targets: int) -> None:
@@ -181,16 +186,20 @@ class Worker:
         with self.spent.on("waited"):
             heard = exchange_all(self.links, Session.hear, again=partial(self._repeat, push))
         answers = [message.numbers for message in heard]
-        norm, loss, updated, stop_at = answers[0][1:5]
+        norm, loss, updated, stop_at, redone = answers[0][1:6]
+        assert len({answer[5] for answer in answers}) == 1, "the servers agree on whether the step is redone"
         self.stop_at, self.versions = int(stop_at), [int(answer[0]) for answer in answers]
         self._learn(heard[0])
-        self._up.keep(push, since=min(self.versions))
+        self._redone = int(redone) or self._redone
+        if not redone:
+            self._up.keep(push, since=min(self.versions))
         dtype = self._weights.host[0].dtype
         return StepResult(
             loss=torch.tensor(loss / self.num_workers, dtype=torch.float64),
             grad_norm=torch.tensor(norm, dtype=dtype),
             updated=bool(updated),
-            meet=push.step + 1 == self.stop_at,
+            meet=push.step + 1 == self.stop_at and not redone,
+            redo=bool(redone),
         )
 
     def _learn(self, message: Message) -> None:
@@ -325,8 +334,9 @@ class Worker:
         told = -1
         for link in self.links:
             answer = link.exchange(lambda session: session.ask(Op.JOIN, told))  # noqa: B023
-            told = int(answer.numbers[0])
-            self._learn(answer)
+            if told < 0:
+                told, self._redone = map(int, answer.numbers[:2])
+                self._learn(answer)
         self.done = told
         self.fetch()
         return told

@@ -1,0 +1,105 @@
+"""A server's state when a step is run again, and when somebody comes into the running job."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import torch
+
+from distrib.errors import LaunchError
+from distrib.strategies.parameter_server.hall import Hall, Result
+from distrib.strategies.parameter_server.rules import Bounded, Push
+from distrib.strategies.parameter_server.sharing import Sharing
+
+
+def push(rank: int, step: int, *, redone: int = 0) -> Push:
+    return Push(
+        rank=rank,
+        step=step,
+        base=step,
+        vector=torch.zeros(1),
+        loss=0.0,
+        targets=1.0,
+        step_targets=3.0,
+        norm=0.0,
+        seconds=0.1,
+        touched=frozenset(),
+        redone=redone,
+    )
+
+
+def hall(*, num_workers: int = 3) -> Hall:
+    sharing = Sharing(num_workers=num_workers, ahead=0)
+    return Hall(
+        Bounded(staleness=0),
+        num_workers=num_workers,
+        may_lose=lambda rank: True,
+        min_workers=1,
+        sharing=sharing,
+    )
+
+
+def test_a_step_is_run_again_by_those_who_are_there() -> None:
+    """Their pushes are dropped, they share out the lost one's microbatches of that step already."""
+    made, dropped = hall(), [push(0, 5), push(1, 5)]
+    for each in dropped:
+        made.push(each)
+    assert made.due() == []
+    made.lose(2, LaunchError("lost worker rank 2"))
+    assert made.due() == dropped
+    made.redo()
+    assert all(each.redo and not each.applied for each in dropped)
+    assert made.due() == []
+    assert made.decisions_after(4) == [(5, [1.0, 1.0, 0.0])]
+    again = [push(0, 5, redone=1), push(1, 5, redone=1)]
+    for each in again:
+        made.push(each)
+    assert made.due() == again
+    made.finish(again, Result())
+    assert all(each.applied for each in again)
+    assert made.version == 6
+
+
+def test_a_push_of_the_time_before_is_dropped_by_who_takes_over() -> None:
+    """A worker that has not heard that the step is run again sends it once more."""
+    before, after = hall(), hall()
+    before.push(push(0, 5))
+    before.redo()
+    after.restore(json.loads(json.dumps(before.state())))
+    late = push(0, 5)
+    after.push(late)
+    assert late.redo
+    assert after.due() == []
+
+
+def test_a_push_that_is_ahead_waits() -> None:
+    """Who has come back by another server's word knows of that step's repetition before this one."""
+    made = hall(num_workers=2)
+    early, current = push(1, 5, redone=1), push(0, 5)
+    made.push(early)
+    assert made.due() == []
+    made.push(current)
+    assert made.due() == [current]
+    made.redo()
+    assert current.redo
+    assert not early.redo
+    made.push(again := push(0, 5, redone=1))
+    assert made.due() == [again, early]
+
+
+def test_who_comes_back_waits_for_the_update_before_its_step() -> None:
+    """The first server has made it and said so; with this one's weights of before it would be a step late."""
+    made = hall(num_workers=2)
+    made.lose(1, LaunchError("lost worker rank 1"))
+    made.push(last := push(0, 5))
+    joined = list[int]()
+    joining = threading.Thread(target=lambda: joined.append(made.join(1, 6)[0]))
+    joining.start()
+    joining.join(0.2)
+    assert joined == []
+    with made.told():
+        made.finish([last], Result())
+    joining.join(5)
+    assert joined == [6]
+    assert made.version == 6
