@@ -146,7 +146,7 @@ def note_agreed(strategy: Any, diary: Diary) -> None:
 
     def noted(*given: Any, **options: Any) -> Any:
         agreed = settle(*given, **options)
-        diary.note("redone" if agreed.redo else "agreed", step=agreed.step, ranks=agreed.ranks)
+        diary.note("redone" if agreed.redo else "agreed", step=agreed.step, senders=agreed.senders)
         return agreed
 
     agreement.settle = noted
@@ -183,7 +183,8 @@ def steps(
         everything = global_batch(proof, step)
         own = list(strategy.shard.take(everything, step=step))
         owned = [batch.index for batch in own]
-        diary.note("begin", step=step, version=strategy._worker.versions[0], owned=owned)
+        version = strategy._worker.versions[0]
+        diary.note("begin", step=step, life=rejoin, version=version, owned=owned)
         for fault in plan.faults:
             mine = (fault.rank, fault.step, rejoin) == (rank, step, 0)
             if mine and not fault.delay and fault.signal != "CUT":

@@ -18,7 +18,7 @@ from test_contract import trained
 
 from distrib.errors import ConfigError, LaunchError
 from distrib.strategies.parameter_server import ParameterServer
-from distrib.strategies.parameter_server.agreement import Leading
+from distrib.strategies.parameter_server.agreement import Leading, lives_of, senders_of
 from distrib.strategies.parameter_server.hall import Agreed, EndedError, Hall, Result
 from distrib.strategies.parameter_server.layout import in_forward_order, make_layout
 from distrib.strategies.parameter_server.rules import Bounded, Push, Seat, Unbounded
@@ -200,8 +200,8 @@ def test_a_push_sent_again_counts_once() -> None:
     assert after.due() == [next_one]
     assert after.version == 2
     after.lose(1, LaunchError("gone"))
-    after.join(1, None)
-    came_back = push(1, 0)
+    after.join(1, life=1, step=None)
+    came_back = dataclasses.replace(push(1, 0), life=1)
     after.push(came_back)
     assert not came_back.applied
 
@@ -236,18 +236,31 @@ def test_servers_agree_on_the_pushes_that_all_have() -> None:
 
     def second() -> None:
         for square in (4.0, 5.0):
-            asked = Agreed(step=7, ranks=[1], square=square)
+            asked = Agreed(step=7, senders=[(1, 0)], square=square)
             answers.append(first._answer(1, asked, Mock(beat_seconds=5.0)))
 
     asking = threading.Thread(target=second)
     asking.start()
     agreed = first.settle(
-        [0, 1], at=(7, 0), count=lambda ranks: Agreed(step=7, ranks=sorted(ranks), square=float(len(ranks)))
+        [(0, 0), (1, 0)],
+        at=(7, 0),
+        count=lambda senders: Agreed(step=7, senders=sorted(senders), square=float(len(senders))),
     )
     asking.join(10)
-    assert agreed == Agreed(step=7, ranks=[1], square=1.0 + 5.0)
+    assert agreed == Agreed(step=7, senders=[(1, 0)], square=1.0 + 5.0)
     assert answers == [None, agreed]  # to be counted anew, and what was agreed on
     assert told == [[None]]  # the backup knew before the second server did
+
+
+def test_servers_do_not_take_one_life_of_a_worker_for_the_other() -> None:
+    """One has what it pushed before it died, the other what it pushed after it came back: neither counts."""
+    first = leading(hall_with(), Mock())
+    common = first._compare(
+        [Agreed(step=7, senders=[(0, 0), (1, 0)]), Agreed(step=7, senders=senders_of(torch.tensor([1, 2])))]
+    )
+    assert common == [(0, 0)]
+    assert first._hall.agreed.step < 7
+    assert senders_of(lives_of([(1, 4)], num_workers=3)) == [(1, 4)]
 
 
 def test_the_leader_ends_after_the_others() -> None:
@@ -264,9 +277,9 @@ def test_the_leader_ends_after_the_others() -> None:
 def test_what_was_agreed_on_holds_for_who_takes_over() -> None:
     """The others may have made their updates: nobody is asked again, whatever this server has."""
     before, after = hall_with(), hall_with()
-    before.agreed = Agreed(step=7, ranks=[1], square=6.0)
+    before.agreed = Agreed(step=7, senders=[(1, 0)], square=6.0)
     after.restore(json.loads(json.dumps(before.state())))
-    settled = leading(after, Mock()).settle([0, 1], at=(7, 0), count=lambda ranks: pytest.fail("counted"))
+    settled = leading(after, Mock()).settle([(0, 0)], at=(7, 0), count=lambda _: pytest.fail("counted"))
     assert settled == before.agreed
 
 

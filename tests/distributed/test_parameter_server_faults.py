@@ -194,13 +194,13 @@ def test_a_run_of_many_kills_is_that_of_the_examples_it_used(seeds: Sequence[int
         assert len(outcome["faults"]) >= steps / 40, "hardly anybody was killed"
         proof = Proof(strategy={}, **plan.proof)
         owned = {
-            (rank, event["step"]): event["owned"]
+            (rank, event["life"], event["step"]): event["owned"]
             for rank in range(plan.num_workers)
             for event in events(outcome, rank, "begin")
         }
         agreed = events(outcome, plan.num_workers, "agreed")
         assert [event["step"] for event in agreed] == list(range(proof.steps))
-        used = [[i for rank in e["ranks"] for i in owned[rank, e["step"]]] for e in agreed]
+        used = [[i for rank, life in e["senders"] for i in owned[rank, life, e["step"]]] for e in agreed]
         assert [event["loss"] for event in events(outcome, 0, "end")] == pytest.approx(
             replay(proof, used), abs=1e-9
         )

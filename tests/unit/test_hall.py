@@ -13,7 +13,7 @@ from distrib.strategies.parameter_server.rules import Bounded, Push
 from distrib.strategies.parameter_server.sharing import Sharing
 
 
-def push(rank: int, step: int, *, redone: int = 0) -> Push:
+def push(rank: int, step: int, *, redone: int = 0, life: int = 0) -> Push:
     return Push(
         rank=rank,
         step=step,
@@ -26,6 +26,7 @@ def push(rank: int, step: int, *, redone: int = 0) -> Push:
         seconds=0.1,
         touched=frozenset(),
         redone=redone,
+        life=life,
     )
 
 
@@ -73,6 +74,22 @@ def test_a_push_of_the_time_before_is_dropped_by_who_takes_over() -> None:
     assert after.due() == []
 
 
+def test_a_push_of_an_earlier_life_is_not_taken_for_one_of_this() -> None:
+    """What was there of it is dropped, what comes still is passed over."""
+    made = hall()
+    made.push(mine := push(0, 5))
+    made.push(push(1, 5))
+    made.lose(1, LaunchError("lost worker rank 1"))
+    made.push(last_words := push(1, 5))
+    assert last_words.applied
+    assert made.join(1, life=1, step=None)[0] == 5
+    made.push(push(1, 5))
+    made.lose(2, LaunchError("lost worker rank 2"))
+    assert made.due() == []
+    made.push(anew := push(1, 5, life=1))
+    assert made.due() == [mine, anew]
+
+
 def test_a_push_that_is_ahead_waits() -> None:
     """Who has come back by another server's word knows of that step's repetition before this one."""
     made = hall(num_workers=2)
@@ -94,7 +111,7 @@ def test_who_comes_back_waits_for_the_update_before_its_step() -> None:
     made.lose(1, LaunchError("lost worker rank 1"))
     made.push(last := push(0, 5))
     joined = list[int]()
-    joining = threading.Thread(target=lambda: joined.append(made.join(1, 6)[0]))
+    joining = threading.Thread(target=lambda: joined.append(made.join(1, life=1, step=6)[0]))
     joining.start()
     joining.join(0.2)
     assert joined == []

@@ -1,8 +1,8 @@
 """How the servers agree on a step: whose gradients are in it, and how long the gradient is.
 
 The first part's server leads: the others ask it, it answers when all have asked. Servers may disagree about
-a worker that died while it pushed: what all of them have in whole counts. Where that is too little, and the
-mode can have the step run again, the first one says so.
+a worker that died while it pushed, or that has pushed once more in its next life: what all of them have in
+whole counts. Where that is too little, and the mode can have the step run again, the first one says so.
 
 A server may be lost meanwhile, and its backup may not know yet of the step's update. So what was agreed is
 known to the leader's backup before anybody hears of it, and the leader keeps it until all have asked for the
@@ -28,13 +28,14 @@ from distrib.strategies.parameter_server.doors import Doors
 from distrib.strategies.parameter_server.hall import Agreed, EndedError, Hall
 from distrib.strategies.parameter_server.ledger import Ledger
 from distrib.strategies.parameter_server.link import Link, successor
+from distrib.strategies.parameter_server.rules import Sender
 from distrib.strategies.parameter_server.session import Op, Session
 from distrib.strategies.parameter_server.terms import Holder, Terms
 
 SUCCESSOR_PATIENCE = 2.0
 """How many times longer than ever a server may take to come to one that took over: it finds out by itself."""
 
-Count = Callable[[Collection[int]], Agreed]
+Count = Callable[[Collection[Sender]], Agreed]
 """What this server has to say of a step that is made of some workers' pushes."""
 
 
@@ -51,11 +52,11 @@ class Agreement(ABC):
         """The server has ended as it should."""
 
     @abstractmethod
-    def settle(self, ranks: Collection[int], *, at: tuple[int, int], count: Count) -> Agreed:
+    def settle(self, senders: Collection[Sender], *, at: tuple[int, int], count: Count) -> Agreed:
         """Whose pushes all servers have, and the squared norm of the whole of their sum.
 
         Args:
-            ranks: the workers whose pushes this server has.
+            senders: the workers whose pushes this server has.
             at: the pushes' step, and their `Push.redone`.
         """
 
@@ -73,7 +74,7 @@ class Leading(Agreement):
         self._hall, self._ledger, self._doors, self._others = hall, ledger, doors, others
         self._asked: dict[int, Agreed] = {}
         """By part, what is to be settled next; taken out when it is answered."""
-        self._common: Collection[int] = ()
+        self._common: Collection[Sender] = ()
         """Whose pushes all servers have, where they have to count anew."""
         self._threads: list[threading.Thread] = []
 
@@ -87,20 +88,20 @@ class Leading(Agreement):
         for thread in self._threads:
             thread.join()  # a thread that waits in gloo when Python ends takes the process down with SIGABRT
 
-    def settle(self, ranks: Collection[int], *, at: tuple[int, int], count: Count) -> Agreed:
+    def settle(self, senders: Collection[Sender], *, at: tuple[int, int], count: Count) -> Agreed:
         while self._hall.agreed.at != at:
-            ours = count(ranks)
+            ours = count(senders)
             with self._hall.told():
                 self._hall.wait_for(lambda: self._asked.keys() == self._others.keys())
-                ranks = self._compare([ours, *(self._asked[part] for part in sorted(self._asked))])
+                senders = self._compare([ours, *(self._asked[part] for part in sorted(self._asked))])
                 self._asked = {}
         return self._hall.agreed
 
-    def _compare(self, counts: list[Agreed]) -> Collection[int]:
+    def _compare(self, counts: list[Agreed]) -> Collection[Sender]:
         assert len({each.at for each in counts}) == 1, "nobody is a step ahead of what was agreed"
-        common = sorted(set(counts[0].ranks).intersection(*(each.ranks for each in counts)))
+        common = sorted(set(counts[0].senders).intersection(*(each.senders for each in counts)))
         self._common = common
-        if all(each.ranks == common for each in counts):
+        if all(each.senders == common for each in counts):
             square = sum(each.square for each in counts)
             self._hall.agreed = replace(counts[0], square=square)
             if self._others:
@@ -130,14 +131,14 @@ class Leading(Agreement):
     def _answer_all(self, part: int, session: Session) -> None:
         while (message := session.hear()).op != Op.LEAVE:
             step, redone, square = message.numbers[:3]
-            ranks = ranks_of(session.receive(self._mask()))
-            asked = Agreed(step=int(step), redone=int(redone), ranks=ranks, square=square)
+            senders = senders_of(session.receive(self._lives()))
+            asked = Agreed(step=int(step), redone=int(redone), senders=senders, square=square)
             answer = self._answer(part, asked, session)
             if answer is None:
                 session.tell(Op.SETTLE, False)
             else:
                 session.tell(Op.SETTLE, True, answer.square, answer.redo)
-            session.send(self._mask(self._common if answer is None else answer.ranks))
+            session.send(self._lives(self._common if answer is None else answer.senders))
         session.confirm()
 
     def _answer(self, part: int, asked: Agreed, session: Session) -> Agreed | None:
@@ -150,8 +151,8 @@ class Leading(Agreement):
             assert asked.at >= self._hall.agreed.at, "the others' backups have what was agreed before"
             return self._hall.agreed if asked.at == self._hall.agreed.at else None
 
-    def _mask(self, ranks: Collection[int] = ()) -> Tensor:
-        return mask_of(ranks, num_workers=self._hall.num_workers)
+    def _lives(self, senders: Collection[Sender] = ()) -> Tensor:
+        return lives_of(senders, num_workers=self._hall.num_workers)
 
 
 class Following(Agreement):
@@ -188,31 +189,31 @@ class Following(Agreement):
                 self._link.session.tell(Op.LEAVE)
                 self._link.session.confirmed()
 
-    def settle(self, ranks: Collection[int], *, at: tuple[int, int], count: Count) -> Agreed:
+    def settle(self, senders: Collection[Sender], *, at: tuple[int, int], count: Count) -> Agreed:
         if self._link is None:
             raise LaunchError("the first part's server does not answer")
         while True:
-            is_settled, answer = self._link.exchange(partial(self._ask, count(ranks)))
+            is_settled, answer = self._link.exchange(partial(self._ask, count(senders)))
             if is_settled:
                 return answer
-            ranks = answer.ranks
+            senders = answer.senders
 
     def _ask(self, ours: Agreed, session: Session) -> tuple[bool, Agreed]:
         session.tell(Op.SETTLE, *ours.at, ours.square)
-        session.send(mask_of(ours.ranks, num_workers=self._num_workers))
+        session.send(lives_of(ours.senders, num_workers=self._num_workers))
         is_settled, square, redo = session.hear().numbers[:3]
-        ranks = ranks_of(session.receive(mask_of((), num_workers=self._num_workers)))
-        return bool(is_settled), replace(ours, ranks=ranks, square=square, redo=bool(redo))
+        senders = senders_of(session.receive(lives_of((), num_workers=self._num_workers)))
+        return bool(is_settled), replace(ours, senders=senders, square=square, redo=bool(redo))
 
 
-def mask_of(ranks: Collection[int], *, num_workers: int) -> Tensor:
-    """A byte for each worker: 1 for those in ``ranks``."""
-    mask = torch.zeros(num_workers, dtype=torch.uint8)
-    mask[list(ranks)] = 1
-    return mask
+def lives_of(senders: Collection[Sender], *, num_workers: int) -> Tensor:
+    """For each worker the number of its life among ``senders``, from 1; 0: it is not one of them."""
+    lives = torch.zeros(num_workers, dtype=torch.int64)
+    for rank, life in senders:
+        lives[rank] = life + 1
+    return lives
 
 
-def ranks_of(mask: Tensor) -> list[int]:
+def senders_of(lives: Tensor) -> list[Sender]:
     """The opposite."""
-    found: list[int] = mask.nonzero().flatten().tolist()
-    return found
+    return [(rank, life - 1) for rank, life in enumerate(lives.tolist()) if life]

@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 
 class Desk:
-    """Answers one worker, in a thread of its own, from what the server's threads share."""
+    """Answers one worker, in a thread of its own, from what the server's threads share.
 
-    def __init__(self, server: Server, session: Session, rank: int) -> None:
-        self._server, self._session, self._rank = server, session, rank
+    Args:
+        life: the worker's, as of `Push`.
+    """
+
+    def __init__(self, server: Server, session: Session, *, rank: int, life: int) -> None:
+        self._server, self._session, self._rank, self._life = server, session, rank, life
         self._part, self._hall = server.part, server.hall
         self._spare: Tensor | None = None
         self._answers: dict[int, Callable[[Message], object]] = {
@@ -65,6 +69,7 @@ class Desk:
         self._session.confirm()
         push = Push(
             rank=self._rank,
+            life=self._life,
             step=step,
             base=base,
             vector=vector,
@@ -128,7 +133,8 @@ class Desk:
 
     def _join(self, message: Message) -> None:
         told = int(message.numbers[0])
-        begin, redone, decisions = self._hall.join(self._rank, None if told < 0 else told)
+        step = None if told < 0 else told
+        begin, redone, decisions = self._hall.join(self._rank, life=self._life, step=step)
         self._server.ledger.keep()
         self._session.tell(Op.JOIN, begin, redone, text=decisions or None)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distrib.errors import LaunchError, TrainingError
-from distrib.strategies.parameter_server.rules import Push, Rules, Seat
+from distrib.strategies.parameter_server.rules import Push, Rules, Seat, Sender
 from distrib.strategies.parameter_server.session import Session
 from distrib.strategies.parameter_server.sharing import Decision, Sharing
 
@@ -33,8 +33,8 @@ class Agreed:
     step: int = -1
     redone: int = 0
     """`Push.redone` of the pushes that it is about."""
-    ranks: list[int] = field(default_factory=list)
-    """The workers whose pushes are in the step."""
+    senders: list[Sender] = field(default_factory=list)
+    """The workers whose pushes are in the step, by rank."""
     square: float = 0.0
     """The squared norm of their sum, or of a server's part of it."""
     redo: bool = False
@@ -115,11 +115,17 @@ class Hall:
             session.beat()
 
     def push(self, push: Push) -> None:
-        """Takes a worker's push; one of a step that is over comes too late and counts as done."""
+        """Takes a worker's push; one of a step that is over comes too late and counts as done.
+
+        So does that of a worker that is taken for dead, though its last words are still coming.
+        """
+        seat = self.seats.get(push.rank)
+        if seat is None or seat.life != push.life:
+            push.applied = True
+            return
         if self.version is None:
             self.version = self._first = push.step if self.rules.collective else 0
         push.base = max(push.base, self._first)
-        seat = self.seats[push.rank]
         seat.clock = max(seat.clock, push.step + 1)
         is_over = self.rules.collective and push.step < self.version
         if is_over or push.step < seat.applied:  # the latter: sent again to a server that took over
@@ -206,19 +212,22 @@ class Hall:
         with self.told():
             self.failure = self.failure or error
 
-    def join(self, rank: int, step: int | None) -> tuple[int, int, list[Decision]]:
+    def join(self, rank: int, *, life: int, step: int | None) -> tuple[int, int, list[Decision]]:
         """Seats a worker that comes into the running job.
 
         Returns the step it begins at, its `Push.redone` there, and the decisions on the shares that count
         there and later. Waits for the job to run; ``step`` is what the first server has said, where it has:
-        this one may still be making the update before, and its weights would be a step old.
+        this one may still be making the update before, and its weights would be a step old. Of a step that
+        takes all workers' pushes, it pushes anew what it had pushed in an earlier life.
         """
         with self.told():
             self.wait_for(lambda: self._runs(step))
             assert self.version is not None
             slowest = min(seat.clock for seat in self.seats.values())
             begin = step if step is not None else self.version if self.rules.collective else slowest
-            self.seats[rank] = Seat(rank=rank, since=begin, clock=begin)
+            self.seats[rank] = Seat(rank=rank, since=begin, clock=begin, life=life)
+            if self.rules.collective:
+                self.pushes = [push for push in self.pushes if push.rank != rank]
             self.lost.pop(rank, None)
             return begin, self.redone, [] if self.sharing is None else list(self.sharing.decisions)
 
@@ -283,7 +292,11 @@ class Hall:
         """Takes over another server's state."""
         self.version, self._first, self.stop_at = state["version"], state["first"], state["stop_at"]
         self.redone = state["redone"]
-        self.result, self.agreed = Result(**state["result"]), Agreed(**state["agreed"])
+        senders = [(rank, life) for rank, life in state["agreed"]["senders"]]
+        self.result, self.agreed = (
+            Result(**state["result"]),
+            Agreed(**{**state["agreed"], "senders": senders}),
+        )
         self.seats = {values["rank"]: Seat(**values) for values in state["seats"]}
         self.lost = dict(state["lost"])
         self._tallies = {rank: as_vector(values) for rank, values in state["tallies"]}

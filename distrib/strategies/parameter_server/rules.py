@@ -8,6 +8,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+Sender = tuple[int, int]
+"""A worker's rank, and its life: how often it had been started again."""
+
 
 @dataclass(kw_only=True)
 class Push:
@@ -30,6 +33,8 @@ class Push:
     """That a microbatch of it took."""
     touched: frozenset[str]
     """Parameters that have a gradient."""
+    life: int = 0
+    """Of the worker: how often it had been started again."""
     redone: int = 0
     """How often the worker knew that any step has been run again: which shares it went by."""
     answer: Tensor | None = None
@@ -37,6 +42,11 @@ class Push:
     applied: bool = False
     redo: bool = False
     """It was dropped: the worker is to run the step again."""
+
+    @property
+    def sender(self) -> Sender:
+        """Who pushed."""
+        return self.rank, self.life
 
     @property
     def at(self) -> tuple[int, int]:
@@ -51,6 +61,8 @@ class Seat:
     rank: int
     since: int
     """The first step that cannot be finished without it; -1: there from the start."""
+    life: int = 0
+    """How often it has been started again."""
     clock: int = 0
     """Steps it has done."""
     applied: int = 0

@@ -134,7 +134,7 @@ class Server:
         try:
             patience = TAKEN_OVER_PATIENCE if self.since else None
             session = self._doors.open(rank, number=number, since=self.since, patience=patience)
-            Desk(self, session, rank).serve()
+            Desk(self, session, rank=rank, life=number).serve()
             with self.hall.told():  # the server ends with the last one, who must be answered before
                 self.hall.leave(rank)
                 self.ledger.keep()

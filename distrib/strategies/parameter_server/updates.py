@@ -14,7 +14,7 @@ from distrib.strategies.parameter_server.facts import Facts
 from distrib.strategies.parameter_server.hall import Agreed, Hall, Result
 from distrib.strategies.parameter_server.ledger import Ledger
 from distrib.strategies.parameter_server.part import Part
-from distrib.strategies.parameter_server.rules import Push
+from distrib.strategies.parameter_server.rules import Push, Sender
 
 
 class Update(ABC):
@@ -46,29 +46,29 @@ class Summed(Update):
         super().__init__(part, hall, ledger)
         self._agreement, self._redoes = agreement, redoes
         self._sum = torch.empty_like(part.vector)
-        self._summed: list[int] = []
+        self._summed: list[Sender] = []
         """The workers whose gradients are in it."""
 
     def __call__(self, pushes: list[Push]) -> None:
-        by_rank = {push.rank: push for push in pushes}
+        by_sender = {push.sender: push for push in pushes}
         touched = frozenset[str]().union(*(push.touched for push in pushes))
 
         version, redone = at = pushes[0].at
 
-        def count(ranks: Collection[int]) -> Agreed:
-            some = [by_rank[rank] for rank in sorted(ranks)]
+        def count(senders: Collection[Sender]) -> Agreed:
+            some = [by_sender[sender] for sender in sorted(senders)]
             if self._redoes and sum(push.targets for push in some) < pushes[0].step_targets:
-                return Agreed(step=version, redone=redone, ranks=sorted(ranks), redo=True)
+                return Agreed(step=version, redone=redone, senders=sorted(senders), redo=True)
             self._add_up(some)
             square = self._part.squared_norm(self._sum, touched=touched)
-            return Agreed(step=version, redone=redone, ranks=sorted(ranks), square=square)
+            return Agreed(step=version, redone=redone, senders=sorted(senders), square=square)
 
-        agreed = self._agreement.settle(by_rank.keys(), at=at, count=count)
+        agreed = self._agreement.settle(by_sender.keys(), at=at, count=count)
         if agreed.redo:
             self._redo()
             return
-        used = agreed_on(agreed, by_rank)
-        if self._summed != agreed.ranks:  # it was agreed on before this rank took over
+        used = agreed_on(agreed, by_sender)
+        if self._summed != agreed.senders:  # it was agreed on before this rank took over
             self._add_up(used)
         norm, loss = math.sqrt(agreed.square), sum(push.loss for push in used) * self._factor(used)
         lr = self._part.job.lr(version)
@@ -87,7 +87,7 @@ class Summed(Update):
             self._ledger.keep()
 
     def _add_up(self, pushes: list[Push]) -> None:
-        self._summed = [push.rank for push in pushes]
+        self._summed = [push.sender for push in pushes]
         if not pushes:
             self._sum.zero_()
             return
@@ -104,14 +104,14 @@ class Summed(Update):
         return pushes[0].step_targets / max(sum(push.targets for push in pushes), 1.0)
 
 
-def agreed_on(agreed: Agreed, by_rank: Mapping[int, Push]) -> list[Push]:
+def agreed_on(agreed: Agreed, by_sender: Mapping[Sender, Push]) -> list[Push]:
     """The pushes of an update. Raises `LaunchError` where one was lost with its worker and a server."""
-    if gone := [rank for rank in agreed.ranks if rank not in by_rank]:
+    if gone := [rank for rank, life in agreed.senders if (rank, life) not in by_sender]:
         raise LaunchError(
             f"the gradient of worker rank {gone[0]} in step {agreed.step} is in the other servers' parts and "
             "not in this one: it was lost together with the server that this rank has taken over from"
         )
-    return [by_rank[rank] for rank in agreed.ranks]
+    return [by_sender[sender] for sender in agreed.senders]
 
 
 class Alone(Update):
@@ -160,13 +160,13 @@ class Mean(Update):
         self._agreement = agreement
 
     def __call__(self, pushes: list[Push]) -> None:
-        by_rank = {push.rank: push for push in pushes}
+        by_sender = {push.sender: push for push in pushes}
 
-        def count(ranks: Collection[int]) -> Agreed:
-            return Agreed(step=pushes[0].step, ranks=sorted(ranks))
+        def count(senders: Collection[Sender]) -> Agreed:
+            return Agreed(step=pushes[0].step, senders=sorted(senders))
 
-        agreed = self._agreement.settle(by_rank.keys(), at=pushes[0].at, count=count)
-        used = [push for push in agreed_on(agreed, by_rank) if push.targets]
+        agreed = self._agreement.settle(by_sender.keys(), at=pushes[0].at, count=count)
+        used = [push for push in agreed_on(agreed, by_sender) if push.targets]
         total = sum(push.targets for push in used)
         with self._hall.told():
             if used:
