@@ -5,7 +5,8 @@ The contract, held by one parametrized test module for every strategy:
 - ``__init__`` is pure: it keeps its arguments. `Strategy.setup` raises `ConfigError` or
   `MissingDependencyError` before the first collective.
 - `Strategy.train_step` is exactly one update, clipped by the norm of the global gradient, and
-  leaves no gradient behind. It does not wait for the device between microbatches.
+  leaves no gradient behind; or none, on all ranks alike, where a lost rank has made it impossible
+  (`StepResult.redo`). It does not wait for the device between microbatches.
 - Ranks that share a data shard are given identical batches; `Strategy.reduce` counts each
   shard once.
 - ``train_step``, ``reduce``, ``save`` and ``load`` may be collective, so every rank calls them.

@@ -187,8 +187,8 @@ def _update(options: ParameterServer, part: Part, hall: Hall, ledger: Ledger, ag
     if options.mode == "async":
         return Alone(part, hall, ledger, damping=options.damping)
     if options.mode != "average":
-        redoes = options.balance == "measured" and _steps_ahead(options) == 0
-        return Summed(part, hall, ledger, agreement=agreement, redoes=redoes)
+        shares = None if _steps_ahead(options) else hall.sharing  # who is ahead has gone on from the step
+        return Summed(part, hall, ledger, agreement=agreement, shares=shares)
     if options.elastic is None:
         return Mean(part, hall, ledger, agreement=agreement)
     return Centre(part, hall, ledger, share=options.elastic)

@@ -51,6 +51,11 @@ class Sharing:
         while len(self.decisions) > 1 and self.decisions[1][0] <= step + 1:
             del self.decisions[0]
 
+    def lacks(self, step: int, ranks: Collection[int]) -> bool:
+        """Whether somebody has a share of ``step``, which is updated next, who is not of ``ranks``."""
+        speeds = next(speeds for first, speeds in reversed(self.decisions) if first <= step)
+        return any(speed > 0 and rank not in ranks for rank, speed in enumerate(speeds))
+
     def redo(self, step: int, *, present: Collection[int]) -> None:
         """Decides anew from ``step`` on, which is run again by those who are there."""
         earlier = [decision for decision in self.decisions if decision[0] < step]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import torch
 
@@ -15,6 +16,7 @@ from distrib.strategies.parameter_server.hall import Agreed, Hall, Result
 from distrib.strategies.parameter_server.ledger import Ledger
 from distrib.strategies.parameter_server.part import Part
 from distrib.strategies.parameter_server.rules import Push, Sender
+from distrib.strategies.parameter_server.sharing import Sharing
 
 
 class Update(ABC):
@@ -39,12 +41,15 @@ class Summed(Update):
     Where a worker is missing, its targets are too: the sum is divided by those that are there.
 
     Args:
-        redoes: has a step run again instead in which targets are missing.
+        shares: has a step run again instead where somebody who has a share of it is missing; None: no step
+            ever is, or another server says so.
     """
 
-    def __init__(self, part: Part, hall: Hall, ledger: Ledger, *, agreement: Agreement, redoes: bool) -> None:
+    def __init__(
+        self, part: Part, hall: Hall, ledger: Ledger, *, agreement: Agreement, shares: Sharing | None
+    ) -> None:
         super().__init__(part, hall, ledger)
-        self._agreement, self._redoes = agreement, redoes
+        self._agreement, self._shares = agreement, shares
         self._sum = torch.empty_like(part.vector)
         self._summed: list[Sender] = []
         """The workers whose gradients are in it."""
@@ -56,12 +61,11 @@ class Summed(Update):
         version, redone = at = pushes[0].at
 
         def count(senders: Collection[Sender]) -> Agreed:
-            some = [by_sender[sender] for sender in sorted(senders)]
-            if self._redoes and sum(push.targets for push in some) < pushes[0].step_targets:
-                return Agreed(step=version, redone=redone, senders=sorted(senders), redo=True)
-            self._add_up(some)
-            square = self._part.squared_norm(self._sum, touched=touched)
-            return Agreed(step=version, redone=redone, senders=sorted(senders), square=square)
+            ours = Agreed(step=version, redone=redone, senders=sorted(senders))
+            if self._shares is not None and self._shares.lacks(version, {rank for rank, _ in senders}):
+                return replace(ours, redo=True)
+            self._add_up([by_sender[sender] for sender in ours.senders])
+            return replace(ours, square=self._part.squared_norm(self._sum, touched=touched))
 
         agreed = self._agreement.settle(by_sender.keys(), at=at, count=count)
         if agreed.redo:
