@@ -123,12 +123,14 @@ def killed() -> Iterator[str]:
         header = ["", "runs", "held-out loss", "examples in no update", "steps run again", "seconds"]
         yield table(header, rows)
         inside = f"{settings['inside']} of {len(result['rounds']['broken'])}"
-        over = [f"{numbers['over_own']:+.2%}" for numbers in result["rounds"]["broken"]]
+        over = [f"{numbers['over_own']:+.1e}" for numbers in result["rounds"]["broken"]]
         yield (
             f"{settings['steps']} steps of three workers, of which two are killed at random moments and "
             "started again; meanwhile the others run their microbatches (`strategy.balance=measured`), the "
-            f"step of the loss once more. {inside} broken runs ended with a loss inside the range of the "
-            f"unbroken ones; above that of the unbroken run of its own seed each was {', '.join(over)}.\n"
+            "step of the loss once more. Against the unbroken run of its own seed a broken one's loss is "
+            f"higher by a share of {', '.join(over)}: gradients are added up in another order. {inside} are "
+            "strictly between the lowest and the highest of the unbroken runs; one whose seed is itself the "
+            "lowest or the highest can fall on either side.\n"
         )
         yield footnote(result)
 
