@@ -38,6 +38,8 @@ def first_fails() -> None:
 def fails_once() -> None:
     print(f"token {os.environ['DISTRIB_TOKEN']}", file=sys.stderr)
     if os.environ["DISTRIB_ATTEMPT"] == "0":
+        ready()
+        wait_for("ready-0")  # rank 0 is ended with rank 1, and is to have said its token before
         fails()
 
 
