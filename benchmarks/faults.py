@@ -59,7 +59,7 @@ def main() -> None:
     runs: dict[str, list[Numbers]] = {"broken": [], "unbroken": []}
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(given.seeds):
-            for name in ("unbroken", "broken")[: 1 + (seed < given.broken)]:
+            for name in ["unbroken", "broken"] if seed < given.broken else ["unbroken"]:
                 config = [*SETTINGS, *TASKS[given.task], f"seed={seed}"]
                 kills = given.kills if name == "broken" else 0
                 numbers = run(config, Path(folder) / f"{name}-{seed}", steps=given.steps, kills=kills)

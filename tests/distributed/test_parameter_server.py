@@ -13,6 +13,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from pushes import push
 from strategies import PARAMETER_SERVER
 from test_contract import trained
 
@@ -21,7 +22,7 @@ from distrib.strategies.parameter_server import ParameterServer
 from distrib.strategies.parameter_server.agreement import Leading, lives_of, senders_of
 from distrib.strategies.parameter_server.hall import Agreed, EndedError, Hall, Result
 from distrib.strategies.parameter_server.layout import in_forward_order, make_layout
-from distrib.strategies.parameter_server.rules import Bounded, Push, Seat, Unbounded
+from distrib.strategies.parameter_server.rules import Bounded, Seat, Unbounded
 from distrib.strategies.parameter_server.session import Message, Op
 from distrib.strategies.parameter_server.terms import NOBODY, Holder, Terms
 from distrib.testing.proof import Proof, Trajectory, global_batch, job_for, largest_difference, train
@@ -72,21 +73,6 @@ def test_blocks_need_their_own_weights_and_the_model_the_rest() -> None:
         "blocks.0.attention_in.weight",
         "blocks.1.attention_in.weight",
     ]
-
-
-def push(rank: int, step: int) -> Push:
-    return Push(
-        rank=rank,
-        step=step,
-        base=0,
-        vector=torch.zeros(1),
-        loss=0.0,
-        targets=1.0,
-        step_targets=1.0,
-        norm=0.0,
-        seconds=0.1,
-        touched=frozenset(),
-    )
 
 
 def test_a_step_waits_for_those_who_are_there() -> None:
@@ -201,7 +187,7 @@ def test_a_push_sent_again_counts_once() -> None:
     assert after.version == 2
     after.lose(1, LaunchError("gone"))
     after.join(1, life=1, step=None)
-    came_back = dataclasses.replace(push(1, 0), life=1)
+    came_back = push(1, 0, life=1)
     after.push(came_back)
     assert not came_back.applied
 

@@ -5,29 +5,12 @@ from __future__ import annotations
 import json
 import threading
 
-import torch
+from pushes import push
 
 from distrib.errors import LaunchError
 from distrib.strategies.parameter_server.hall import Hall, Result
-from distrib.strategies.parameter_server.rules import Bounded, Push
+from distrib.strategies.parameter_server.rules import Bounded
 from distrib.strategies.parameter_server.sharing import Sharing
-
-
-def push(rank: int, step: int, *, redone: int = 0, life: int = 0) -> Push:
-    return Push(
-        rank=rank,
-        step=step,
-        base=step,
-        vector=torch.zeros(1),
-        loss=0.0,
-        targets=1.0,
-        step_targets=3.0,
-        norm=0.0,
-        seconds=0.1,
-        touched=frozenset(),
-        redone=redone,
-        life=life,
-    )
 
 
 def hall(*, num_workers: int = 3) -> Hall:
@@ -111,7 +94,7 @@ def test_who_comes_back_waits_for_the_update_before_its_step() -> None:
     made.lose(1, LaunchError("lost worker rank 1"))
     made.push(last := push(0, 5))
     joined = list[int]()
-    joining = threading.Thread(target=lambda: joined.append(made.join(1, life=1, step=6)[0]))
+    joining = threading.Thread(target=lambda: joined.append(made.join(1, life=1, step=6)[0]), daemon=True)
     joining.start()
     joining.join(0.2)
     assert joined == []

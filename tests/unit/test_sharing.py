@@ -47,12 +47,12 @@ def test_a_lost_worker_has_no_share_until_it_is_back() -> None:
 def test_who_has_a_share_is_missed() -> None:
     """And nobody else: neither who was lost before, nor who has come back and waits for one."""
     sharing = Sharing(num_workers=3, ahead=0)
-    assert sharing.lacks(0, {0, 1})
-    assert not sharing.lacks(0, {0, 1, 2})
+    assert sharing.lacks({0, 1})
+    assert not sharing.lacks({0, 1, 2})
     sharing.redo(0, present={0, 1})
-    assert not sharing.lacks(0, {0, 1})
+    assert not sharing.lacks({0, 1})
     sharing.update(0, seconds={0: 0.1, 1: 0.1, 2: 0.1}, present={0, 1, 2})
-    assert sharing.lacks(1, {0, 1})
+    assert sharing.lacks({0, 1})
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])

@@ -48,7 +48,7 @@ class Desk:
     def _step(self, message: Message) -> None:
         push = self._take_push(message)
         with self._hall.changed:
-            self._hall.wait_while_telling(self._session, lambda: push.redo or self._may_go_on(push))
+            self._hall.wait_while_telling(self._session, lambda: self._may_go_on(push))
             weights = self._weights_for(push)
             redone = self._hall.redone if push.redo else 0
             numbers = (self._hall.version or 0, *self._result_of(push), self._hall.stop_at, redone)
@@ -57,7 +57,7 @@ class Desk:
         self._send_buckets(weights)
 
     def _may_go_on(self, push: Push) -> bool:
-        return self._hall.rules.may_go_on(push, version=self._hall.version or 0)
+        return push.redo or self._hall.rules.may_go_on(push, version=self._hall.version or 0)
 
     def _take_push(self, message: Message) -> Push:
         step, base, redone = map(int, message.numbers[:3])

@@ -51,15 +51,14 @@ class Sharing:
         while len(self.decisions) > 1 and self.decisions[1][0] <= step + 1:
             del self.decisions[0]
 
-    def lacks(self, step: int, ranks: Collection[int]) -> bool:
-        """Whether somebody has a share of ``step``, which is updated next, who is not of ``ranks``."""
-        speeds = next(speeds for first, speeds in reversed(self.decisions) if first <= step)
+    def lacks(self, ranks: Collection[int]) -> bool:
+        """Whether somebody has a share of the step that is updated next who is not of ``ranks``."""
+        _, speeds = self.decisions[0]
         return any(speed > 0 and rank not in ranks for rank, speed in enumerate(speeds))
 
     def redo(self, step: int, *, present: Collection[int]) -> None:
         """Decides anew from ``step`` on, which is run again by those who are there."""
-        earlier = [decision for decision in self.decisions if decision[0] < step]
-        self.decisions = [*earlier, (step, self._speeds(present))]
+        self.decisions = [(step, self._speeds(present))]
 
     def _speeds(self, present: Collection[int]) -> list[float]:
         """Who has not been measured is taken to be like the others."""

@@ -62,7 +62,7 @@ class Summed(Update):
 
         def count(senders: Collection[Sender]) -> Agreed:
             ours = Agreed(step=version, redone=redone, senders=sorted(senders))
-            if self._shares is not None and self._shares.lacks(version, {rank for rank, _ in senders}):
+            if self._shares is not None and self._shares.lacks({rank for rank, _ in senders}):
                 return replace(ours, redo=True)
             self._add_up([by_sender[sender] for sender in ours.senders])
             return replace(ours, square=self._part.squared_norm(self._sum, touched=touched))
