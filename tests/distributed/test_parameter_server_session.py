@@ -17,6 +17,8 @@ import torch.distributed as dist
 from distrib.errors import LaunchError, PeerLostError
 from distrib.strategies.parameter_server.session import IN_ONE_PIECE, Op, Session
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
 LIMIT = 30.0
 
 
@@ -36,7 +38,6 @@ def send_and_die(file: Path, numel: int, after: float) -> None:
     time.sleep(LIMIT)
 
 
-@pytest.mark.timeout(120)
 def test_a_peer_that_dies_in_the_middle_of_a_message_is_lost_at_once(tmp_path: Path) -> None:
     """gloo alone would say nothing before the time limit, and then that it was silent."""
     context = multiprocessing.get_context("spawn")
@@ -63,7 +64,6 @@ def stop(file: Path, numel: int) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("confirms", [True, False], ids=["receipt", "answer"])
 def test_a_peer_that_dies_before_a_message_has_left_is_lost_at_once(tmp_path: Path, confirms: bool) -> None:
     """gloo's wait for the sending alone would end with the time limit, also where a mark follows."""
@@ -95,7 +95,6 @@ def echo(file: Path, sizes: list[int]) -> None:
     session.hear()
 
 
-@pytest.mark.timeout(120)
 def test_messages_of_one_tag_keep_their_order(tmp_path: Path) -> None:
     """Short ones and long ones, which have marks."""
     sizes = [1, IN_ONE_PIECE, IN_ONE_PIECE + 1, 10**6, 3, 10**5]
@@ -130,7 +129,6 @@ def answer_late(file: Path, beats: bool) -> None:
     session.confirmed()
 
 
-@pytest.mark.timeout(120)
 def test_the_time_limit_is_of_silence_not_of_waiting_for_others(tmp_path: Path) -> None:
     """Who says that it lives may answer late; who says nothing is given up."""
     context = multiprocessing.get_context("spawn")

@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 needs_mpi = pytest.mark.skipif(shutil.which("mpirun") is None, reason="mpirun is not installed (.ci/cluster)")
 
 
+@pytest.mark.full  # of torchrun it is tried in every run
 @needs_mpi
 def test_mpirun_gives_the_one_process_run(
     tmp_path: Path, one_process: Path, monkeypatch: pytest.MonkeyPatch

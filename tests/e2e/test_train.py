@@ -159,6 +159,7 @@ def test_switches_that_change_how_not_what(tmp_path: Path, reference: Path) -> N
     assert_same_run(tmp_path / "run", reference)
 
 
+@pytest.mark.full  # of every strategy tests/distributed tries it in every run
 def test_bf16_follows_fp32(tmp_path: Path, reference: Path) -> None:
     """bf16 autocast trains: its losses stay within bf16's precision of the reference."""
     distrib("train", *TINY, "strategy=single", "precision=bf16", "run_dir=run", cwd=tmp_path)
@@ -189,6 +190,7 @@ def test_a_strategy_from_another_package(tmp_path: Path, reference: Path) -> Non
     assert summary(tmp_path / "run")["strategy"] == "own"
 
 
+@pytest.mark.full  # tests/distributed/test_diloco.py has such replicas in every run
 def test_replicas_of_several_ranks_train_apart(tmp_path: Path) -> None:
     """DiLoCo over two replicas of two ranks each learns, and keeps what its replicas agreed on."""
     inner = "strategy.inner._target_=distrib.strategies.ddp.DDP"

@@ -90,6 +90,7 @@ def agent() -> Iterator[Spoken]:
         spoken.process.communicate()
 
 
+@pytest.mark.slow
 def test_an_agent_that_was_stopped_does_not_take_its_own_pause_for_the_launchers(agent: Spoken) -> None:
     """Starved by others, or stopped and woken: the launcher's beats are there to be read."""
     for _ in range(3):

@@ -210,6 +210,7 @@ def test_random_trials_may_be_added() -> None:
     assert len(results("here")) == 3
 
 
+@pytest.mark.slow
 def test_optuna_follows_the_results(capsys: pytest.CaptureFixture[str]) -> None:
     """The objective is the trial's own metric; accuracy is the rate here, and the search climbs."""
     words = ["sweep=optuna", "sweep.num_trials=9", "sweep.startup_trials=4", "optimizer.lr=interval(0,1)"]
@@ -220,6 +221,7 @@ def test_optuna_follows_the_results(capsys: pytest.CaptureFixture[str]) -> None:
     assert "best              trial" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_launcher_that_takes_many_gets_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """An array's launcher is handed every trial unless told otherwise; each exit code finds its trial."""
     from third_party.launchers import Recording
