@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--eval-every", type=int, default=50)
     parser.add_argument("--rate", default="100mbit", help="of each host's link, as tc writes it")
     parser.add_argument("--folder", type=Path, required=True, help="where the runs are kept")
+    parser.add_argument("--name", default="time-to-loss", help="of the results file and the picture")
     given = parser.parse_args()
     length = [f"train.steps={given.steps}", f"train.eval_every={given.eval_every}"]
     configs = {name: compose([*TASK, *length, *words(name)]) for name in given.methods}
@@ -87,7 +88,7 @@ def main() -> None:
                 train(replace(config, seed=seed, resume=str(before)), folder, network)
                 print(f"{name}, seed {seed}: {read(folder)[-1]}", flush=True)
     shared = {"steps": given.steps, "shared_steps": given.shared_steps}
-    report(finished(given.folder), settings={"rate": given.rate, **shared})
+    report(finished(given.folder), name=given.name, settings={"rate": given.rate, **shared})
 
 
 def words(method: str) -> list[str]:
@@ -177,12 +178,13 @@ def is_finished(folder: Path) -> bool:
     return path.exists() and not str(json.loads(path.read_text())["stopped_by"]).startswith("SIG")
 
 
-def report(runs: Mapping[str, Mapping[int, Path]], *, settings: Mapping[str, object]) -> None:
+def report(runs: Mapping[str, Mapping[int, Path]], *, name: str, settings: Mapping[str, object]) -> None:
     """Writes the table's numbers and the picture."""
-    curves = {name: {seed: read(path) for seed, path in paths.items()} for name, paths in runs.items()}
+    curves = {method: {seed: read(path) for seed, path in paths.items()} for method, paths in runs.items()}
     target = max(min(point["loss"] for point in curve) for many in curves.values() for curve in many.values())
     numbers = {
-        name: {seed: reached(curve, target) for seed, curve in many.items()} for name, many in curves.items()
+        method: {seed: reached(curve, target) for seed, curve in many.items()}
+        for method, many in curves.items()
     }
     for many in numbers.values():
         for seed in many.keys() & numbers.get("ddp", {}).keys():
@@ -191,11 +193,11 @@ def report(runs: Mapping[str, Mapping[int, Path]], *, settings: Mapping[str, obj
             ours["times_fewer_bytes"] = theirs["bytes_per_step"] / ours["bytes_per_step"]
             ours["seconds_of_ddp"] = ours["seconds"] / theirs["seconds"]
             ours["bytes_of_ddp"] = ours["bytes"] / theirs["bytes"]
-    rounds = {name: list(many.values()) for name, many in numbers.items()}
-    seeds = {name: list(paths) for name, paths in runs.items()}
-    print(write("time-to-loss", rounds, settings={**settings, "seeds": seeds, "target": target}))
-    picture = RESULTS / "time-to-loss.svg"
-    draw({name: list(many.values()) for name, many in curves.items()}, target=target, path=picture)
+    rounds = {method: list(many.values()) for method, many in numbers.items()}
+    seeds = {method: list(paths) for method, paths in runs.items()}
+    print(write(name, rounds, settings={**settings, "seeds": seeds, "target": target}))
+    picture = RESULTS / f"{name}.svg"
+    draw({method: list(many.values()) for method, many in curves.items()}, target=target, path=picture)
     print(picture)
 
 

@@ -42,14 +42,16 @@ def links() -> Iterator[str]:
 
 def slow_link() -> Iterator[str]:
     """Seconds and bytes until the same held-out loss."""
-    for result in results("time-to-loss.json"):
+    for result in results("time-to-loss*.json"):
         settings = result["settings"]
-        yield f"## Until the same held-out loss: two hosts on links of {settings['rate']}\n"
+        seeds = sorted({seed for many in settings["seeds"].values() for seed in many})
+        which = f"seeds {', '.join(map(str, seeds))}"
+        yield f"## Until the same held-out loss: two hosts on links of {settings['rate']}, {which}\n"
         yield (
             f"A small language model, from one checkpoint of step {settings['shared_steps']} to step "
             f"{settings['steps']}, until a held-out loss of {settings['target']:.2f}. Bytes are a worker's, "
-            "those of evaluations included. A seed has its own data and its own part held out, so what is "
-            "said of DDP's is the median over the same seeds.\n"
+            "those of evaluations included. A seed has its own first weights, order of the data and dropout, "
+            "so what is said of DDP's is the median over the same seeds.\n"
         )
         rows = [
             [
