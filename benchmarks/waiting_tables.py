@@ -42,10 +42,8 @@ def links() -> Iterator[str]:
 
 def slow_link() -> Iterator[str]:
     """Seconds and bytes until the same held-out loss."""
-    for result in results("time-to-loss*.json"):
-        settings = result["settings"]
-        seeds = sorted({seed for many in settings["seeds"].values() for seed in many})
-        which = f"seeds {', '.join(map(str, seeds))}"
+    for result in sorted(results("time-to-loss*.json"), key=_seeds):
+        settings, which = result["settings"], f"seeds {', '.join(map(str, _seeds(result)))}"
         yield f"## Until the same held-out loss: two hosts on links of {settings['rate']}, {which}\n"
         yield (
             f"A small language model, from one checkpoint of step {settings['shared_steps']} to step "
@@ -71,6 +69,10 @@ def slow_link() -> Iterator[str]:
         header = ["", "seeds", *until, "loss after all steps", "over DDP's", "times fewer bytes a step"]
         yield table(header, rows)
         yield footnote(result)
+
+
+def _seeds(result: Mapping[str, Any]) -> list[int]:
+    return sorted({seed for seeds in result["settings"]["seeds"].values() for seed in seeds})
 
 
 def _percent(summary: Mapping[str, float]) -> str:
