@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--model", choices=MODELS, default="minilm")
     parser.add_argument("--steps", type=int, help="other than the model's own number")
+    parser.add_argument("--name", help="of the results file, other than convergence-<model>")
     given = parser.parse_args()
     steps = given.steps or MODELS[given.model][0]
     runs: dict[str, list[Numbers]] = {}
@@ -70,7 +71,8 @@ def main() -> None:
                     print(f"seed {seed}, {workers} workers, {mode}: {numbers}", flush=True)
             # After each seed, so that a program that is ended leaves whole rounds.
             settings = {"model": given.model, "steps": steps, "seeds": given.seeds[:number]}
-            print(write(f"convergence-{given.model}", against_sync(runs), settings=settings))
+            name = given.name or f"convergence-{given.model}"
+            print(write(name, against_sync(runs), settings=settings))
 
 
 def train(words: Sequence[str], folder: Path, *, workers: int, seed: int, server: ForkServer) -> Numbers:

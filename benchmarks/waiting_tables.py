@@ -43,7 +43,7 @@ def links() -> Iterator[str]:
 def slow_link() -> Iterator[str]:
     """Seconds and bytes until the same held-out loss."""
     for result in sorted(results("time-to-loss*.json"), key=_seeds):
-        settings, which = result["settings"], f"seeds {', '.join(map(str, _seeds(result)))}"
+        settings, which = result["settings"], _listed(_seeds(result))
         yield f"## Until the same held-out loss: two hosts on links of {settings['rate']}, {which}\n"
         yield (
             f"A small language model, from one checkpoint of step {settings['shared_steps']} to step "
@@ -75,6 +75,10 @@ def _seeds(result: Mapping[str, Any]) -> list[int]:
     return sorted({seed for seeds in result["settings"]["seeds"].values() for seed in seeds})
 
 
+def _listed(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
 def _percent(summary: Mapping[str, float]) -> str:
     median, low, high = (round(summary[key], 3) + 0.0 for key in ("median", "lowest", "highest"))  # no -0
     return f"{median:+.1%} ({low:+.1%} to {high:+.1%})"
@@ -83,14 +87,14 @@ def _percent(summary: Mapping[str, float]) -> str:
 def late() -> Iterator[str]:
     """The parameter server's modes after equally many examples, and which of them end up worse than sync."""
     for path in sorted(RESULTS.glob("convergence-*.json")):
-        result, model = load(path), TRAINED[path.stem.partition("-")[2]]
+        result, model = load(path), TRAINED[path.stem.split("-")[1]]
         settings = result["settings"]
-        yield f"## Accuracy of the parameter server's modes after the same number of examples: {model}\n"
+        which = f"{model}, {_listed(settings['seeds'])}"
+        yield f"## Accuracy of the parameter server's modes after the same number of examples: {which}\n"
         yield (
-            f"BBC news, {settings['steps']} steps, half of the articles held out; {len(settings['seeds'])} "
-            "seeds, of which *behind sync* is the mean. Staleness is the mean number of updates between a "
-            "gradient's weights and its own update; one of `async` is a single worker's. All modes have the "
-            "learning rate that suits sync.\n"
+            f"BBC news, {settings['steps']} steps, half of the articles held out; *behind sync* is the mean "
+            "over seeds. Staleness is the mean number of updates between a gradient's weights and its own "
+            "update; one of `async` is a single worker's. All modes have the learning rate that suits sync.\n"
         )
         rows, worse = [], []
         for name, summary in result["summary"].items():
