@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--name", help="of the results file, other than convergence-<model>")
     given = parser.parse_args()
     steps = given.steps or MODELS[given.model][0]
+    name = given.name or f"convergence-{given.model}"
     runs: dict[str, list[Numbers]] = {}
     with ForkServer() as server, tempfile.TemporaryDirectory() as scratch:
         for number, seed in enumerate(given.seeds, start=1):
@@ -71,7 +72,6 @@ def main() -> None:
                     print(f"seed {seed}, {workers} workers, {mode}: {numbers}", flush=True)
             # After each seed, so that a program that is ended leaves whole rounds.
             settings = {"model": given.model, "steps": steps, "seeds": given.seeds[:number]}
-            name = given.name or f"convergence-{given.model}"
             print(write(name, against_sync(runs), settings=settings))
 
 

@@ -42,7 +42,8 @@ def links() -> Iterator[str]:
 
 def slow_link() -> Iterator[str]:
     """Seconds and bytes until the same held-out loss."""
-    for result in sorted(results("time-to-loss*.json"), key=_seeds):
+    measured = [(load(path), path.with_suffix(".svg").name) for path in RESULTS.glob("time-to-loss*.json")]
+    for result, picture in sorted(measured, key=lambda pair: _seeds(pair[0])):
         settings, which = result["settings"], _listed(_seeds(result))
         yield f"## Until the same held-out loss: two hosts on links of {settings['rate']}, {which}\n"
         yield (
@@ -68,6 +69,7 @@ def slow_link() -> Iterator[str]:
         until = ["seconds", "of DDP's", "MB", "of DDP's"]
         header = ["", "seeds", *until, "loss after all steps", "over DDP's", "times fewer bytes a step"]
         yield table(header, rows)
+        yield f"![Held-out loss over seconds and over bytes]({RESULTS.name}/{picture})\n"
         yield footnote(result)
 
 
