@@ -7,6 +7,7 @@ sends and what it is sent are held to the rate apart from each other. The switch
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,11 +31,15 @@ class Host:
 
 @contextmanager
 def hosts(count: int, *, rate: str) -> Iterator[list[Host]]:
-    """``count`` hosts on links of ``rate``, as tc writes it (100mbit); gone afterwards."""
+    """``count`` hosts on links of ``rate``, as tc writes it (100mbit); gone afterwards.
+
+    SIGTERM in between is KeyboardInterrupt, so that it leaves neither hosts nor what runs on them.
+    """
     prefix = f"bench{os.getpid()}"
     switch = f"{prefix}-switch"
     made = [Host(namespace=f"{prefix}-{n}", address=f"10.78.0.{n + 1}") for n in range(count)]
     names = [switch, *(host.namespace for host in made)]
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for name in names:
             _do("ip", "netns", "add", name)
@@ -47,6 +52,7 @@ def hosts(count: int, *, rate: str) -> Iterator[list[Host]]:
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _plug(host: Host, switch: str, *, port: str, rate: str) -> None:
