@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -323,3 +324,29 @@ def test_lifecycle(workers: Workers, candidate: Candidate) -> None:
     for _, gradients, sums in found:
         assert gradients == 0
         assert sums == [count, count, count * (count - 1) / 2]
+
+
+def what_is_left(world: World) -> tuple[int, int]:
+    """Weights of any model that are still in memory, and gloo's threads."""
+    import gc
+
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that torch wants nobody to look at
+        weights = sum(isinstance(held, torch.nn.Parameter) for held in gc.get_objects())
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    return weights, sum("gloo" in name for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
+def test_nothing_is_left_of_a_closed_job(workers: Workers, candidate: Candidate) -> None:
+    """No weight; and no thread more than one such job leaves, where an engine's caches keep its group."""
+    size = min(candidate.sizes, key=lambda size: (size == 1, size))
+    proof = Proof(strategy=candidate.target, precision=candidate.precisions[-1], steps=2)
+    left = []
+    for _ in range(2):
+        workers.run(train, proof, size=size)
+        left.append(workers.run(what_is_left, size=size))
+    assert [weights for job in left for weights, _ in job] == [0] * 2 * size
+    assert left[1] == left[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 import warnings
@@ -66,6 +67,7 @@ def _disconnect() -> None:
     deepspeed.comm.comm.cdb = None  # else the next set-up finds the one that is gone
     _restore_linear()
     _count_from_zero()
+    _forget_model()
 
 
 def _restore_linear() -> None:
@@ -87,6 +89,19 @@ def _count_from_zero() -> None:
     Init.param_id = 0
     (next_module,) = DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__
     next_module[0] = 0
+
+
+def _forget_model() -> None:
+    """Stage 3 would keep the model and its process group as long as the process lives, by two tables.
+
+    gloo's threads of a group that is kept go on asking 100 times a second what is new.
+    """
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    parameter_offload.FWD_MODULE_STACK.clear()
+    traced = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    inspect.getclosurevars(traced).nonlocals["func"].cache_clear()
 
 
 def variables(world: World) -> dict[str, str]:

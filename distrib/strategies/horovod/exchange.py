@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from distrib.errors import ConfigError
+from distrib.parallel.hooks import on_gradients
 
 
 class Exchange:
@@ -42,10 +42,7 @@ class Exchange:
         self._find_unused = find_unused_parameters
         self._holds = False
         self._under_way: dict[str, tuple[int, torch.dtype | None]] = {}
-        for name, parameter in self._parameters.items():
-            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                partial(self._on_gradient, name)
-            )
+        on_gradients(self._parameters, self._on_gradient)
 
     @contextmanager
     def hold(self) -> Iterator[None]:

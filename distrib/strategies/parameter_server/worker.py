@@ -13,6 +13,7 @@ from distrib.core import IGNORED, Batch, DataShard, Job, StepResult
 from distrib.errors import LaunchError
 from distrib.parallel.accumulate import accumulate
 from distrib.parallel.balance import Speeds
+from distrib.parallel.hooks import on_gradients
 from distrib.parallel.norm import total_norm
 from distrib.parallel.reduce import flatten, unflatten
 from distrib.parallel.replica import Replica
@@ -84,7 +85,7 @@ class Worker:
         for name, parameter in parameters.items():
             self._weights.hold(name, parameter.data)
             parameter.data = self._weights.view(name)
-            parameter.register_post_accumulate_grad_hook(partial(self._ready, name))  # type: ignore[no-untyped-call]
+        on_gradients(parameters, self._ready)
 
     @property
     def shard(self) -> DataShard:
