@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 import warnings
 from functools import lru_cache
@@ -301,15 +302,16 @@ def one_step(strategy: Strategy, proof: Proof) -> tuple[bool, int, list[float]]:
     before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
     everything = global_batch(proof, 0)
     strategy.train_step(list(strategy.shard.take(everything, step=0)) or [everything[0].ghost()], 0)
-    import gc
-
-    gradients = sum(
-        1
-        for o in gc.get_objects()
-        if isinstance(o, torch.nn.Parameter) and o.grad is not None and o.grad.any()
-    )
+    gradients = sum(1 for weight in weights_in_memory() if weight.grad is not None and weight.grad.any())
     ones = strategy.reduce({"a": torch.ones(2), "b": torch.tensor(strategy.shard.index)})
     return before == 0, gradients, [*ones["a"].tolist(), ones["b"].item()]
+
+
+def weights_in_memory() -> list[torch.nn.Parameter]:
+    """Those of any model in this process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that torch wants nobody to look at
+        return [held for held in gc.get_objects() if isinstance(held, torch.nn.Parameter)]
 
 
 @pytest.mark.slow
@@ -327,15 +329,9 @@ def test_lifecycle(workers: Workers, candidate: Candidate) -> None:
 
 
 def what_is_left(world: World) -> tuple[int, int]:
-    """Weights of any model that are still in memory, and gloo's threads."""
-    import gc
-
-    gc.collect()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of names that torch wants nobody to look at
-        weights = sum(isinstance(held, torch.nn.Parameter) for held in gc.get_objects())
+    """How many weights of any model there are, and how many of gloo's threads; `Workers` has collected."""
     names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
-    return weights, sum("gloo" in name for name in names)
+    return len(weights_in_memory()), sum("gloo" in name for name in names)
 
 
 @pytest.mark.slow
