@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from distrib.signals import handling
+
 INTERFACE = "eth0"
 MTU = 1500
 
@@ -39,20 +41,19 @@ def hosts(count: int, *, rate: str) -> Iterator[list[Host]]:
     switch = f"{prefix}-switch"
     made = [Host(namespace=f"{prefix}-{n}", address=f"10.78.0.{n + 1}") for n in range(count)]
     names = [switch, *(host.namespace for host in made)]
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        for name in names:
-            _do("ip", "netns", "add", name)
-            _do("ip", "-n", name, "link", "set", "lo", "up")
-        _do("ip", "-n", switch, "link", "add", "br0", "type", "bridge")
-        _do("ip", "-n", switch, "link", "set", "br0", "up")
-        for number, host in enumerate(made):
-            _plug(host, switch, port=f"port{number}", rate=rate)
-        yield made
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
-        signal.signal(signal.SIGTERM, before)
+    with handling({signal.SIGTERM: signal.default_int_handler}):
+        try:
+            for name in names:
+                _do("ip", "netns", "add", name)
+                _do("ip", "-n", name, "link", "set", "lo", "up")
+            _do("ip", "-n", switch, "link", "add", "br0", "type", "bridge")
+            _do("ip", "-n", switch, "link", "set", "br0", "up")
+            for number, host in enumerate(made):
+                _plug(host, switch, port=f"port{number}", rate=rate)
+            yield made
+        finally:
+            for name in names:
+                subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
 def _plug(host: Host, switch: str, *, port: str, rate: str) -> None:
