@@ -36,7 +36,7 @@ train: setup  ## Fine-tune MiniLM on BBC news on two processes
 test: lint  ## Lint, types and the test suite
 	$(BIN)/python -m pytest -m "not full and not cluster" $(ARGS)
 
-quick: setup-all  ## The tests that take under two seconds, and a short run of each strategy
+quick: setup-all  ## The tests that take under a second, and a short run of each strategy
 	$(BIN)/python -m pytest -m "not slow and not full and not cluster" $(ARGS)
 
 cluster-test: setup-all  ## The tests on real SLURM, sshd and Open MPI, on hosts made of network namespaces; needs root

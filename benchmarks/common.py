@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import signal
 import socket
 import statistics
 import subprocess
@@ -19,11 +20,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from distrib.signals import handling
 from distrib.tracking.files import METRICS, read_metrics
 
 RESULTS = Path(__file__).parent / "results"
@@ -60,13 +63,22 @@ def records(run_dir: Path) -> list[Numbers]:
     return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
 
 
+def interrupted_by_sigterm() -> AbstractContextManager[None]:
+    """SIGTERM in here is KeyboardInterrupt, so that who is told to end leaves nothing running."""
+    return handling({signal.SIGTERM: signal.default_int_handler})
+
+
 def run(variant: Variant) -> list[Numbers]:
     """Starts the variant's processes at once; the last line that each rank prints, parsed.
 
     Raises `RuntimeError` with the words of the first rank that fails, which the others would wait for.
     """
     port = free_port()
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as words:
+    with (
+        interrupted_by_sigterm(),
+        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as words,
+    ):
         ranks = [
             _start(variant, rank, port=port, folder=folder, words=Path(words))
             for rank in range(variant.num_processes)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.common import SMALL_LM, Numbers, records, write
+from benchmarks.common import SMALL_LM, Numbers, interrupted_by_sigterm, records, write
 
 WORKERS = 3
 TASKS = {
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     given = parser.parse_args()
     runs: dict[str, list[Numbers]] = {"broken": [], "unbroken": []}
-    with tempfile.TemporaryDirectory() as folder:
+    with interrupted_by_sigterm(), tempfile.TemporaryDirectory() as folder:
         for seed in range(given.seeds):
             for name in ["unbroken", "broken"] if seed < given.broken else ["unbroken"]:
                 config = [*SETTINGS, *TASKS[given.task], f"seed={seed}"]
@@ -91,6 +91,7 @@ def run(config: Sequence[str], run_dir: Path, *, steps: int, kills: int) -> Numb
         code = process.wait(max(1.0, began + TIME_LIMIT - time.monotonic()))
     finally:
         process.terminate()
+        process.wait()
     if code:
         logs = [f"{file.name}: {file.read_text()[-1000:]}" for file in (run_dir / "logs").glob("*.log")]
         raise SystemExit(f"the run ended with {code}:\n{errors.read_text()[-3000:]}\n" + "\n".join(logs))

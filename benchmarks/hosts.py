@@ -7,13 +7,12 @@ sends and what it is sent are held to the rate apart from each other. The switch
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from distrib.signals import handling
+from benchmarks.common import interrupted_by_sigterm
 
 INTERFACE = "eth0"
 MTU = 1500
@@ -35,13 +34,13 @@ class Host:
 def hosts(count: int, *, rate: str) -> Iterator[list[Host]]:
     """``count`` hosts on links of ``rate``, as tc writes it (100mbit); gone afterwards.
 
-    SIGTERM in between is KeyboardInterrupt, so that it leaves neither hosts nor what runs on them.
+    `interrupted_by_sigterm` in between, so that neither hosts nor what runs on them are left.
     """
     prefix = f"bench{os.getpid()}"
     switch = f"{prefix}-switch"
     made = [Host(namespace=f"{prefix}-{n}", address=f"10.78.0.{n + 1}") for n in range(count)]
     names = [switch, *(host.namespace for host in made)]
-    with handling({signal.SIGTERM: signal.default_int_handler}):
+    with interrupted_by_sigterm():
         try:
             for name in names:
                 _do("ip", "netns", "add", name)

@@ -59,6 +59,7 @@ def test_a_set_of_no_examples_opens(tmp_path: Path) -> None:
     assert len(EncodedSet.open(tmp_path / "set")) == 0
 
 
+@pytest.mark.slow
 def test_a_warm_start_reads_neither_records_nor_tokenizer(tmp_path: Path) -> None:
     """The second call gives the same data from disk alone."""
     source, model = Words(colour_records(), colour_records()[:2]), WordsModel()
@@ -149,6 +150,7 @@ def _ensure_in_a_process(folder: Path, is_builder: bool, results: Any) -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("builders", [[True, False, False], [False, False], [True, True, True]])
+@pytest.mark.slow
 def test_one_process_builds_and_the_others_wait(
     tmp_path: Path, builders: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ def load_tiny() -> object:
     return compose(["experiment=tiny"])
 
 
+@pytest.mark.slow
 def test_an_error_is_a_message_and_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     """No traceback, nothing on stdout, and nothing made."""
     assert main([*TINY, "train.step=3"]) == 2
@@ -79,6 +80,7 @@ def test_an_error_is_a_message_and_an_exit_code(capsys: pytest.CaptureFixture[st
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.slow
 def test_train_makes_a_run_directory_and_starts_it(capsys: pytest.CaptureFixture[str]) -> None:
     """One new directory with the whole configuration in it, linked as the latest, named on screen."""
     assert main([*TINY, "seed=4", "train.steps=3"]) == 0
@@ -91,6 +93,7 @@ def test_train_makes_a_run_directory_and_starts_it(capsys: pytest.CaptureFixture
     assert argv == [sys.executable, "-m", "distrib.worker", str(run_dir.resolve())]
 
 
+@pytest.mark.slow
 def test_flags_may_stand_anywhere() -> None:
     """`distrib train a=1 --config-dir x b=2` means what it says."""
     assert main([*TINY[:2], "--config-dir", str(PLUGINS / "conf"), "launcher=recording", "seed=9"]) == 0
@@ -103,6 +106,7 @@ def test_the_exit_code_is_the_jobs(ending: str, code: int) -> None:
     assert main([*TINY, ending]) == code
 
 
+@pytest.mark.slow
 def test_a_launcher_that_gives_up_is_a_message(capsys: pytest.CaptureFixture[str]) -> None:
     """An error of the launcher reaches the screen as it was written."""
     assert main([*TINY, "launcher.refuse=no hosts"]) == 1
@@ -152,6 +156,7 @@ def test_a_directory_that_holds_a_run_is_not_overwritten(capsys: pytest.CaptureF
     assert load("here").seed == 0
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_its_directory(capsys: pytest.CaptureFixture[str]) -> None:
     """No new directory; the new configuration is written; what changes the result is told."""
     assert main(TINY) == 0

@@ -51,6 +51,7 @@ def results(root: str = "multirun/latest") -> list[dict[str, Any]]:
         (["tracking=[tensorboard,wandb]"], [()]),
     ],
 )
+@pytest.mark.slow
 def test_hydras_syntax_makes_the_trials(overrides: list[str], expected: list[tuple[str, ...]]) -> None:
     """Commas, ranges, choices and globs multiply; a list is one value; each trial is told by what varies."""
     trials = ask(["experiment=tiny", *overrides]).trials()
@@ -83,6 +84,7 @@ def test_a_mistake_in_every_trial_refuses_the_sweep(overrides: list[str], key: s
     assert caught.value.key == key
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_each_trial_and_ends_with_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     """One run directory per trial, all of them in one table and one file, and the exit code 0."""
     assert main([*TINY, "optimizer.lr=0.5,0.25", "train.steps=3"]) == 0
@@ -112,6 +114,7 @@ def test_a_sweep_keeps_each_trial_and_ends_with_a_table(capsys: pytest.CaptureFi
         ("train.microbatch_size=1,99,2", "refused", "train.microbatch_size=99: is larger than"),
     ],
 )
+@pytest.mark.slow
 def test_one_bad_trial_does_not_stop_the_sweep(
     capsys: pytest.CaptureFixture[str], failing: str, status: str, message: str
 ) -> None:
@@ -123,12 +126,14 @@ def test_one_bad_trial_does_not_stop_the_sweep(
     assert f"trial 1: {message}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_sweep() -> None:
     """No further trial starts; what was done so far is kept; the exit code is 130."""
     assert main([*TINY, "launcher.interrupt=false,true,false,false"]) == 130
     assert [result["status"] for result in results()] == ["done", "interrupted", "not run", "not run"]
 
 
+@pytest.mark.slow
 def test_the_directory_may_be_named() -> None:
     """`run_dir=` names the sweep's directory, and an old one is not written over."""
     assert main([*TINY, "seed=1,2", "run_dir=here"]) == 0
@@ -138,6 +143,7 @@ def test_the_directory_may_be_named() -> None:
     assert main([*TINY, "run_dir=a,b"]) == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
     """Trials that ended well are kept, the others run, with the sweep's own words and nothing else."""
     interrupted = "launcher.interrupt=false,true,false"
@@ -157,6 +163,7 @@ def test_a_sweep_goes_on_where_it_was(capsys: pytest.CaptureFixture[str]) -> Non
     assert (Path("here/2") / "launched.json").exists()
 
 
+@pytest.mark.slow
 def test_an_end_that_nobody_noted_is_noted() -> None:
     """Killed between a trial's end and the next line of its record, the sweep does not run it again."""
     assert main([*TINY, "seed=1,2", "run_dir=here"]) == 0
@@ -179,6 +186,7 @@ def test_an_end_that_nobody_noted_is_noted() -> None:
         (["run_dir=here", "seed=1,2", "experiment=tiny"], "go on with an old one by -m resume="),
     ],
 )
+@pytest.mark.slow
 def test_other_settings_do_not_go_on(
     capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
@@ -200,6 +208,7 @@ def test_one_process_at_a_time_works_on_a_sweep(capsys: pytest.CaptureFixture[st
     assert "this sweep is running" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_random_trials_may_be_added() -> None:
     """A finished random search goes on with more trials, and the first ones stay."""
     words = ["sweep=random", "sweep.num_trials=2", "optimizer.lr=tag(log, interval(1e-4,1e-1))"]

@@ -94,6 +94,7 @@ def test_sleeping_is_waiting_and_working_is_not() -> None:
     assert worked > slept
 
 
+@pytest.mark.slow
 def test_memory_is_divided_by_what_it_is_for() -> None:
     """Sizes of a small model under Adam, to the byte; a tensor that nobody owns is in the last part."""
     model = nn.Sequential(nn.Linear(100, 200, bias=False), nn.ReLU(), nn.Linear(200, 10, bias=False))
@@ -187,6 +188,7 @@ def test_any_strategy_is_measured_from_its_configuration(tmp_path: Path) -> None
     assert strategy.inner.bucket_mb == config("ddp").strategy["bucket_mb"]
 
 
+@pytest.mark.slow
 def test_one_process_strategies_run_on_one() -> None:
     """A strategy for one process is compared too; others get the number that was asked for."""
     common = Common(overrides=["experiment=tiny"], config_dirs=[], steps=9)

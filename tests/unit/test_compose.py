@@ -285,6 +285,7 @@ def test_the_main_config_lists_every_group() -> None:
     assert listed == folders == set(GROUPS)
 
 
+@pytest.mark.slow
 def test_a_run_config_needs_no_hydra_and_no_torch() -> None:
     """A worker reads its configuration without paying for Hydra; the parent composes without torch."""
     program = (

@@ -190,6 +190,7 @@ def test_a_stopped_run_says_what_stopped_it(tmp_path: Path) -> None:
     assert "2 steps skipped" in text
 
 
+@pytest.mark.slow
 def test_a_long_run_is_thinned_and_keeps_its_spikes() -> None:
     """100,000 steps become at most 1,002 points a curve; the one spike and both ends are among them."""
     records = [record(step, loss=50.0 if step == 77_777 else 1.0 + step % 7) for step in range(1, 100_001)]

@@ -74,6 +74,7 @@ def test_a_line_without_a_tag_is_named(tmp_path: Path) -> None:
         list(read_conll(path))
 
 
+@pytest.mark.slow
 def test_python_library_holds_whole_files_out() -> None:
     """The running Python's sources are documents, each on one side of the split."""
     corpus = PythonLibrary().load()
@@ -231,6 +232,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
             source.load()
 
 
+@pytest.mark.slow
 def test_hub_reads_what_the_library_datasets_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A data set that `datasets` can load gives records, with class names instead of numbers."""
     import datasets

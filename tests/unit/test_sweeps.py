@@ -256,6 +256,7 @@ def test_a_sweep_that_goes_on_keeps_its_settings(tmp_path: Path) -> None:
         assert caught.value.key == word.partition("=")[0]
 
 
+@pytest.mark.slow
 def test_all_trials_are_one_group_of_the_tracker(tmp_path: Path) -> None:
     """Named after the sweep where the user named none; trackers without groups are left alone."""
     root = tmp_path / "2026-01-01"

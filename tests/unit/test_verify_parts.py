@@ -95,6 +95,7 @@ def test_what_is_varied_cannot_be_set() -> None:
             options.split([word], own=[])
 
 
+@pytest.mark.slow
 def test_cells_are_every_combination_with_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     """A combination that cannot run is kept with its reason; a strategy that never can is refused."""
     monkeypatch.syspath_prepend(str(PLUGINS))
@@ -297,6 +298,7 @@ def test_page_and_record_say_all_and_escape_it(tmp_path: Path) -> None:
     assert record["rows"][0]["loss"] == 1e-3
 
 
+@pytest.mark.slow
 def test_what_changes_the_result_on_purpose_is_told_apart() -> None:
     """By the strategy's own word, its options included: verify leaves it out unless it is asked for."""
     common = Common(overrides=["experiment=tiny"], config_dirs=[], steps=2)
