@@ -37,7 +37,7 @@ test: lint  ## Lint, types and the test suite
 	$(BIN)/python -m pytest -m "not full and not cluster" $(ARGS)
 
 quick: setup-all  ## The tests that take under a second, and a short run of each strategy
-	$(BIN)/python -m pytest -m "not slow and not full and not cluster" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not full and not cluster" $(ARGS)
 
 cluster-test: setup-all  ## The tests on real SLURM, sshd and Open MPI, on hosts made of network namespaces; needs root
 	@for program in sshd mpirun slurmctld slurmd munged ip nsenter; do command -v $$program >/dev/null || \

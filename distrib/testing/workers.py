@@ -10,6 +10,7 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -20,10 +21,6 @@ from typing import Any
 from distrib.errors import LaunchError
 from distrib.world import World
 
-COLLECT_EVERY = 8
-"""Calls after which a worker collects garbage. That takes 0.4 s with every engine loaded, but a group that is
-left in a cycle has a thread that asks 100 times a second what is new."""
-
 
 def _serve(connection: Connection, rank: int) -> None:
     """A worker's life: receive a call, meet the others, run it, send back what it returned."""
@@ -33,7 +30,8 @@ def _serve(connection: Connection, rank: int) -> None:
     from torch.distributed import FileStore  # type: ignore[attr-defined]
 
     torch.set_num_threads(1)
-    for count, call in enumerate(iter(connection.recv, None), start=1):
+    modules = 0
+    for call in iter(connection.recv, None):
         function, arguments, size, store_path, timeout = call
         answer: tuple[Any, str | None]
         try:
@@ -53,8 +51,11 @@ def _serve(connection: Connection, rank: int) -> None:
             with contextlib.suppress(Exception):
                 if dist.is_initialized():
                     dist.destroy_process_group()
-            if count % COLLECT_EVERY == 0:
-                gc.collect()
+            gc.collect()  # of groups in cycles, each of which goes on asking 100 times a second what is new
+            if len(sys.modules) > modules:
+                # What an import made stays. To look at it again takes 0.4 s a time with every engine loaded.
+                gc.freeze()
+                modules = len(sys.modules)
         connection.send(answer)
 
 

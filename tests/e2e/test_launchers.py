@@ -110,6 +110,7 @@ def test_torchruns_own_restart_goes_on(tmp_path: Path) -> None:
     assert losses(run) == pytest.approx(losses(tmp_path / "single"), abs=1e-5, rel=0)
 
 
+@pytest.mark.full  # tests/launch/test_ssh.py restarts a stand-in in every run
 def test_a_restarted_job_says_so(tmp_path: Path) -> None:
     """launcher.max_restarts on this machine: a killed rank, and the losses are the unbroken run's."""
     settings = ("strategy=ddp", "train.steps=40", "train.log_every=1", "checkpoint.save_every=4")

@@ -167,6 +167,7 @@ def test_bf16_follows_fp32(tmp_path: Path, reference: Path) -> None:
     assert losses(tmp_path / "run") == pytest.approx(losses(reference), abs=0.03)
 
 
+@pytest.mark.full  # tests/unit/test_compose.py has the configuration in every run
 def test_a_strategy_from_another_package(tmp_path: Path, reference: Path) -> None:
     """A Hydra config and a class are all it takes: nothing is registered anywhere."""
     package = tmp_path / "theirs"

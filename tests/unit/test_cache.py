@@ -71,6 +71,7 @@ def test_a_warm_start_reads_neither_records_nor_tokenizer(tmp_path: Path) -> Non
     assert warm.train.lengths.tolist() == cold.train.lengths.tolist()
 
 
+@pytest.mark.slow
 def test_prepared_data_carries_labels_and_a_loadable_tokenizer(tmp_path: Path) -> None:
     """The vocabulary names the classes, and the stored tokenizer reads back what was encoded."""
     from transformers import AutoTokenizer

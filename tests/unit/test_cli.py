@@ -146,6 +146,7 @@ def test_the_link_is_replaced_and_relative() -> None:
     assert sorted(path.name for path in Path("runs").iterdir()) == ["latest", "x"]
 
 
+@pytest.mark.slow
 def test_a_directory_that_holds_a_run_is_not_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
     """`run_dir=` of an older run is refused, with the command that goes on with it."""
     assert main([*TINY, "run_dir=here"]) == 0
@@ -174,6 +175,7 @@ def test_a_resumed_run_goes_on_in_its_directory(capsys: pytest.CaptureFixture[st
     assert "microbatch_size" not in text
 
 
+@pytest.mark.slow
 def test_a_refused_resume_leaves_the_run_as_it_was() -> None:
     """A mistake on the command line does not touch the stored configuration."""
     assert main(TINY) == 0

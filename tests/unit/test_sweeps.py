@@ -366,6 +366,7 @@ def test_a_signal_ends_all_trials_and_starts_no_more(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.slow
 def test_trials_have_numbers_in_order() -> None:
     """The grid's last setting varies fastest, and every combination is there once."""
     asked = ask(["experiment=tiny", "seed=1,2", "train.steps=range(1,3)"])
