@@ -90,7 +90,7 @@ def run(config: Sequence[str], run_dir: Path, *, steps: int, kills: int) -> Numb
         killed = kill_at_random(process, run_dir, kills=kills, steps=steps, chance=chance)
         code = process.wait(max(1.0, began + TIME_LIMIT - time.monotonic()))
     finally:
-        process.terminate()
+        process.kill()  # its ranks end with it
         process.wait()
     if code:
         logs = [f"{file.name}: {file.read_text()[-1000:]}" for file in (run_dir / "logs").glob("*.log")]

@@ -73,13 +73,13 @@ def settled(leaked: Callable[[], set[T]]) -> set[T]:
 
 def children() -> set[psutil.Process]:
     """Processes below this one that are still at work."""
-    if has_none():
+    if is_childless():
         return set()
     found = psutil.Process().children(recursive=True)
     return {child for child in found if is_at_work(child)}
 
 
-def has_none() -> bool:
+def is_childless() -> bool:
     """Whether the kernel says that this process has no child: 0.1 ms, where looking at all takes 2.4."""
     lists = list(Path("/proc/self/task").glob("*/children"))
     return bool(lists) and not any(file.read_text() for file in lists)

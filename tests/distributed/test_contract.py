@@ -308,8 +308,7 @@ def one_step(strategy: Strategy, proof: Proof) -> tuple[bool, int, list[float]]:
 
 
 def weights_in_memory() -> list[torch.nn.Parameter]:
-    """Those of any model in this process that is not garbage, but of none that is there since an import."""
-    gc.collect()
+    """Those of any model in this process, but what `Workers` has frozen after a call that imported."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of names that torch wants nobody to look at
         tensors = [held for held in gc.get_objects() if isinstance(held, torch.Tensor)]
@@ -331,10 +330,9 @@ def test_lifecycle(workers: Workers, candidate: Candidate) -> None:
 
 
 def what_is_left(world: World) -> tuple[int, int]:
-    """How many weights of any model there are, and how many of gloo's threads."""
-    weights = weights_in_memory()
+    """How many weights of any model there are, and how many of gloo's threads; `Workers` has collected."""
     names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
-    return len(weights), sum("gloo" in name for name in names)
+    return len(weights_in_memory()), sum("gloo" in name for name in names)
 
 
 @pytest.mark.slow

@@ -149,9 +149,9 @@ def _ensure_in_a_process(folder: Path, is_builder: bool, results: Any) -> None:
     results.put(json.loads((folder / "data.json").read_text())[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("builders", [[True, False, False], [False, False], [True, True, True]])
-@pytest.mark.slow
 def test_one_process_builds_and_the_others_wait(
     tmp_path: Path, builders: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:

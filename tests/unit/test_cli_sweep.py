@@ -32,6 +32,7 @@ def results(root: str = "multirun/latest") -> list[dict[str, Any]]:
     return kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -51,7 +52,6 @@ def results(root: str = "multirun/latest") -> list[dict[str, Any]]:
         (["tracking=[tensorboard,wandb]"], [()]),
     ],
 )
-@pytest.mark.slow
 def test_hydras_syntax_makes_the_trials(overrides: list[str], expected: list[tuple[str, ...]]) -> None:
     """Commas, ranges, choices and globs multiply; a list is one value; each trial is told by what varies."""
     trials = ask(["experiment=tiny", *overrides]).trials()
@@ -106,6 +106,7 @@ def test_a_sweep_keeps_each_trial_and_ends_with_a_table(capsys: pytest.CaptureFi
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("failing", "status", "message"),
     [
@@ -114,7 +115,6 @@ def test_a_sweep_keeps_each_trial_and_ends_with_a_table(capsys: pytest.CaptureFi
         ("train.microbatch_size=1,99,2", "refused", "train.microbatch_size=99: is larger than"),
     ],
 )
-@pytest.mark.slow
 def test_one_bad_trial_does_not_stop_the_sweep(
     capsys: pytest.CaptureFixture[str], failing: str, status: str, message: str
 ) -> None:
@@ -176,6 +176,7 @@ def test_an_end_that_nobody_noted_is_noted() -> None:
     assert not (Path("here/0") / "launched.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -186,7 +187,6 @@ def test_an_end_that_nobody_noted_is_noted() -> None:
         (["run_dir=here", "seed=1,2", "experiment=tiny"], "go on with an old one by -m resume="),
     ],
 )
-@pytest.mark.slow
 def test_other_settings_do_not_go_on(
     capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:

@@ -52,10 +52,10 @@ def test_a_whole_run_from_one_word() -> None:
     assert config.choices["experiment"] == "tiny"
 
 
+@pytest.mark.slow  # 43 of them, a quarter of a second each
 @pytest.mark.parametrize(
     ("group", "option"), [(group, option) for group in GROUPS[1:-1] for option in options(group)]
 )
-@pytest.mark.slow  # all of them together
 def test_every_option_of_every_group_composes(
     group: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

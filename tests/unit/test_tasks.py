@@ -272,8 +272,8 @@ def llama() -> torch.nn.Module:
     return WordsModel().build(CausalLM(), Vocabulary(vocab_size=300)).eval()
 
 
-@pytest.mark.parametrize("make", [gpt2, llama])
 @pytest.mark.slow
+@pytest.mark.parametrize("make", [gpt2, llama])
 def test_packed_documents_do_not_see_each_other(make: Any) -> None:
     """The loss of packed documents is that of each document alone; dropping the restarts changes it."""
     tensors, documents = packed_batch([9, 4, 12, 3, 8], width=31)
