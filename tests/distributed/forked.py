@@ -58,6 +58,8 @@ class JobPlan:
     delays: list[float] = field(default_factory=list)
     hold: int | None = None
     """A step before which rank 0 waits until who was to come back has joined."""
+    evaluates: bool = False
+    """After every step, in which the workers meet several times."""
     limit: float = 60.0
     """Seconds until the job must be over."""
     collective_timeout: float = 60.0
@@ -139,7 +141,7 @@ def live(plan: JobPlan, rank: int, folder: Path, *, rejoin: int, network: list[H
 def note_agreed(strategy: Any, diary: Diary) -> None:
     """Has a server note whose gradients are in each update, and which step is run again."""
     server = getattr(strategy._server, "_server", strategy._server)  # of a backup, its own
-    agreement = getattr(getattr(server, "_make_update", None), "_agreement", None)
+    agreement = getattr(getattr(server, "update", None), "_agreement", None)
     if agreement is None:
         return
     settle = agreement.settle
@@ -196,6 +198,8 @@ def steps(
         loss = result.loss.item() * strategy.shard.count / targets
         norm = float(result.grad_norm)
         diary.note("end", step=step, loss=loss, updated=result.updated, norm=norm)
+        if plan.evaluates:
+            evaluation(strategy)
         step += 1
     diary.note("evaluated", **evaluation(strategy), **strategy.measures())
     weights = saved_weights(strategy, strategy._world, proof)

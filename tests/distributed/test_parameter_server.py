@@ -18,6 +18,8 @@ from strategies import PARAMETER_SERVER
 from test_contract import trained
 
 from distrib.errors import ConfigError, LaunchError
+from distrib.parallel.replica import Replica
+from distrib.parallel.state import named_weights
 from distrib.strategies.parameter_server import ParameterServer
 from distrib.strategies.parameter_server.agreement import Leading, lives_of, senders_of
 from distrib.strategies.parameter_server.hall import Agreed, EndedError, Hall, Result
@@ -106,7 +108,6 @@ def test_refusals() -> None:
         ({"silent_after": 0}, 3, r"strategy\.silent_after=0"),
         ({"server_backups": 1}, 2, r"strategy\.num_servers=1: 2 processes leave no worker; start at least 3"),
         ({"server_backups": 2}, 9, r"strategy\.server_backups=2: 0 or 1"),
-        ({"server_backups": 1, "mode": "average"}, 9, r"strategy\.server_backups=1: mode=average"),
     ]:
         with pytest.raises(ConfigError, match=message):
             ParameterServer(**options).check(num_processes=processes)  # type: ignore[arg-type]
@@ -178,7 +179,7 @@ def test_a_server_ends_when_its_last_worker_has_been_answered() -> None:
 def test_a_push_sent_again_counts_once() -> None:
     """A server that took over knows what updates were made of; a worker that came anew begins anew."""
     before, after = hall_with(0, 1), hall_with()
-    after.restore(json.loads(json.dumps(before.state())))
+    after.restore(json.loads(json.dumps(before.state())), totals=before.totals)
     again, next_one = push(0, 0), push(0, 1)
     after.push(again)
     after.push(next_one)
@@ -203,7 +204,7 @@ def test_a_meeting_is_not_held_twice() -> None:
     session.beat.assert_called()  # while it waits for the other
     total = before.meet(1, (3, 1), vectors[1], session=session)
     early.join(5)
-    after.restore(json.loads(json.dumps(before.state())))
+    after.restore(json.loads(json.dumps(before.state())), totals=before.totals)
     again = after.meet(0, (3, 1), vectors[0], session=session)
     assert again.tolist() == total.tolist() == [3.0, 3.0]
 
@@ -264,7 +265,7 @@ def test_what_was_agreed_on_holds_for_who_takes_over() -> None:
     """The others may have made their updates: nobody is asked again, whatever this server has."""
     before, after = hall_with(), hall_with()
     before.agreed = Agreed(step=7, senders=[(1, 0)], square=6.0)
-    after.restore(json.loads(json.dumps(before.state())))
+    after.restore(json.loads(json.dumps(before.state())), totals=before.totals)
     settled = leading(after, Mock()).settle([(0, 0)], at=(7, 0), count=lambda _: pytest.fail("counted"))
     assert settled == before.agreed
 
@@ -307,10 +308,30 @@ def test_where_it_is_not(workers: Workers, tmp_path: Path, options: dict[str, An
     theirs = exact(dataclasses.replace(plan, save_to=None))
     assert largest_difference(ours.weights, theirs.weights)[0] > 1e-6
     assert ours.sums["targets"] == theirs.sums["targets"]
+    is_ahead = options["mode"] == "stale"
+    assert math.isnan(ours.grad_norms[0]) == is_ahead  # of the first update, which was not made yet
     start = exact(dataclasses.replace(plan, save_to=None, steps=0)).sums["loss"]
     assert start - ours.sums["loss"] > 0.5 * (start - theirs.sums["loss"])
     on = exact(dataclasses.replace(plan, save_to=None, first_step=20, steps=21, load_from=str(tmp_path)))
     assert on.sums["loss"] == pytest.approx(ours.sums["loss"], rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_servers", [1, 2])
+def test_worker_and_centre_move_towards_each_other(workers: Workers, num_servers: int) -> None:
+    """Elastic averaging of one worker, by equations 2 and 3 of Zhang et al. 2015 (arXiv:1412.6651)."""
+    plan = Proof(strategy=ps(mode="average", average_every=3, elastic=0.4, num_servers=num_servers))
+    ours = trained(workers.run(train, plan, size=1 + num_servers, timeout=200))[0]
+    replica = Replica(job_for(plan), device="cpu")
+    weights = {name: weight.data for name, weight in named_weights(replica.module).items()}
+    centre = {name: weight.clone() for name, weight in weights.items()}
+    for step in range(plan.steps):
+        replica.train_step(global_batch(plan, step), step)
+        for name, weight in weights.items() if (step + 1) % 3 == 0 else ():
+            moved = 0.4 * (weight - centre[name])
+            weight -= moved
+            centre[name] += moved
+    assert largest_difference(ours.weights, centre)[0] <= 1e-9
 
 
 STEPS = 5

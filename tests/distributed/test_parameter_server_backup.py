@@ -45,12 +45,18 @@ QUICK = {
     "two parts, both servers killed": plan(
         Fault(rank=3, step=5, delay=0.005), Fault(rank=2, step=12, delay=0.005), size=6, num_servers=2
     ),
+    "average": plan(mode="average", average_every=4),
+    "average, server killed": plan(Fault(rank=SERVER, step=7, delay=0.005), mode="average", average_every=4),
 }
 LONG = {
     "backup killed": plan(Fault(rank=BACKUP, step=7, delay=0.005)),
     "async": plan(Fault(rank=1, step=7, delay=0.005), size=3, mode="async"),
     "top-k": plan(compression="topk", topk_share=0.3),
     "top-k, server killed": plan(Fault(rank=SERVER, step=7, delay=0.005), compression="topk", topk_share=0.3),
+    "elastic": plan(size=3, mode="average", average_every=2, elastic=0.4),
+    "elastic, server killed": plan(
+        Fault(rank=1, step=7, delay=0.005), size=3, mode="average", average_every=2, elastic=0.4
+    ),
     "server stopped": plan(Fault(rank=SERVER, step=7, signal="SIGSTOP", again_after=8.0), silent_after=2.0),
     "two parts, first stopped": plan(
         Fault(rank=2, step=7, signal="SIGSTOP", again_after=12.0), silent_after=2.0, size=6, num_servers=2
@@ -159,30 +165,60 @@ def test_workers_do_not_wait_for_a_backup_that_is_lost_too(more_outcomes: dict[s
     assert max(end["at"] for end in ends) - struck < 20
 
 
+def test_a_mean_of_parameters_is_not_lost(outcomes: dict[str, Outcome]) -> None:
+    """Nor is the mean that a checkpoint is made of, whichever server the workers meet at."""
+    assert_equal(outcomes["average, server killed"], outcomes["average"])
+
+
 @pytest.mark.full
-def test_a_push_sent_again_is_the_one_that_was_sent(more_outcomes: dict[str, Outcome]) -> None:
-    """Of a gradient of which a share is sent, the same share, and what was left out is not added twice."""
-    unbroken, killed = more_outcomes["top-k"], more_outcomes["top-k, server killed"]
+@pytest.mark.parametrize("name", ["top-k", "elastic"])
+def test_a_push_sent_again_is_the_one_that_was_sent(more_outcomes: dict[str, Outcome], name: str) -> None:
+    """Of a gradient of which a share is sent, the same share, and what was left out is not added twice;
+    nor is the centre moved twice."""
+    assert_equal(more_outcomes[f"{name}, server killed"], more_outcomes[name])
+
+
+def assert_equal(killed: Outcome, unbroken: Outcome) -> None:
+    """The losses and final weights of the unbroken run."""
     assert finished(unbroken, 0)
     assert finished(killed, 0), where(killed)
+    assert_said(killed)
     losses = [[event["loss"] for event in events(outcome, 0, "end")] for outcome in (unbroken, killed)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-9)
+    weights = [events(outcome, 0, "done")[0]["weights"] for outcome in (unbroken, killed)]
+    assert weights[1] == pytest.approx(weights[0], abs=1e-9)
 
 
 def drill(seed: int, *, num_servers: int = 1) -> JobPlan:
     """A server or backup killed at a random moment, in any mode."""
     chance = random.Random(seed)
+    average = {"mode": "average", "average_every": 2}
     options: dict[str, Any] = chance.choice(
-        [{}, {"mode": "async"}, {"mode": "stale", "staleness": 1}, {"mode": "stale", "staleness": 3}]
+        [
+            {},
+            {"mode": "async"},
+            {"mode": "stale", "staleness": 1},
+            {"mode": "stale", "staleness": 3},
+            average,
+            {**average, "elastic": 0.4},
+        ]
     )
     servers, backups = [range(2 + n * num_servers, 2 + (n + 1) * num_servers) for n in range(2)]
     kill = Fault(
         rank=chance.choice([*servers, *servers, *backups]),
-        step=chance.randrange(1, STEPS - 1),
+        step=chance.randrange(1, STEPS),
         delay=chance.uniform(0.001, 0.04),
     )
     made = plan(kill, size=2 + 2 * num_servers, num_servers=num_servers, **options)
-    return dataclasses.replace(made, delays=[chance.choice([0.0, 0.003, 0.02]) for _ in range(2)])
+    delays = [chance.choice([0.0, 0.003, 0.02]) for _ in range(2)]
+    return dataclasses.replace(made, delays=delays, evaluates=chance.random() < 0.5)
+
+
+def updates_of(options: dict[str, Any]) -> int:
+    """What servers have counted after `STEPS` steps of two workers."""
+    if options.get("mode") == "average":  # the first exchange is in the second step, which is number 1
+        return 1 + (2 if "elastic" in options else 1) * STEPS
+    return 2 * STEPS if options.get("mode") == "async" else STEPS
 
 
 def assert_nothing_lost(made: JobPlan, outcome: Outcome, losses: list[float]) -> None:
@@ -193,7 +229,7 @@ def assert_nothing_lost(made: JobPlan, outcome: Outcome, losses: list[float]) ->
         assert finished(outcome, rank), outcome["ranks"][rank][-1]
     updates = [event["updates"] for rank in range(2, made.size) for event in events(outcome, rank, "done")]
     assert len(updates) >= made.options["num_servers"]
-    assert set(updates) == {2 * STEPS if mode == "async" else STEPS}
+    assert set(updates) == {updates_of(made.options)}
     if mode == "sync":
         assert [event["loss"] for event in events(outcome, 0, "end")] == pytest.approx(losses, abs=1e-9)
     if mode == "stale":

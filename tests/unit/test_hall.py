@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+from unittest.mock import Mock
 
+import torch
 from pushes import push
 
 from distrib.errors import LaunchError
 from distrib.strategies.parameter_server.hall import Hall, Result
-from distrib.strategies.parameter_server.rules import Bounded
+from distrib.strategies.parameter_server.rules import Bounded, Unbounded
 from distrib.strategies.parameter_server.sharing import Sharing
 
 
@@ -50,11 +52,36 @@ def test_a_push_of_the_time_before_is_dropped_by_who_takes_over() -> None:
     before, after = hall(), hall()
     before.push(push(0, 5))
     before.redo()
-    after.restore(json.loads(json.dumps(before.state())))
+    after.restore(json.loads(json.dumps(before.state())), totals={})
     late = push(0, 5)
     after.push(late)
     assert late.redo
     assert after.due() == []
+
+
+def test_who_takes_over_knows_the_totals_that_may_be_asked_for_again() -> None:
+    """Those of the last meeting and the one before; of those it had been told, no more than their names."""
+    before, after, session = hall(num_workers=1), hall(num_workers=1), Mock(beat_seconds=1.0)
+    for number in (1, 2, 3):
+        vector = torch.full((2,), number / 3, dtype=torch.float64)
+        before.meet(0, (5, number), vector, session=session)
+        told = {key: total for key, total in before.totals.items() if key not in after.totals}
+        after.restore(json.loads(json.dumps(before.state())), totals=told)
+    assert after.totals.keys() == {(5, 2), (5, 3)}
+    again = after.meet(0, (5, 2), torch.zeros(2, dtype=torch.float64), session=session)
+    assert again.tolist() == [2 / 3, 2 / 3]
+
+
+def test_a_resumed_job_counts_on() -> None:
+    """Also where each push makes an update: a worker keeps what it pushed until its version says it is in."""
+    made = Hall(Unbounded(), num_workers=2, may_lose=lambda rank: True, min_workers=1)
+    for each in (push(0, 100), push(1, 100)):
+        made.push(each)
+        assert made.due() == [each]
+        made.finish([each], Result())
+        assert made.version is not None
+        assert made.version > each.step
+    assert made.version == 102
 
 
 def test_a_push_of_an_earlier_life_is_not_taken_for_one_of_this() -> None:

@@ -130,6 +130,6 @@ def test_who_takes_over_knows_the_decisions() -> None:
     assert mine is not None
     assert backup is not None
     mine.update(0, seconds={0: 0.1}, present={0})
-    halls[1].restore(json.loads(json.dumps(halls[0].state())))
+    halls[1].restore(json.loads(json.dumps(halls[0].state())), totals={})
     assert backup.decisions == mine.decisions
     assert backup.decisions[-1] == (AHEAD + 1, [1.0, 0.0])

@@ -24,8 +24,8 @@ class Averaging(Worker):
     worker's own are kept aside meanwhile.
     """
 
-    def __init__(self, *given: Any, stride: int, elastic: bool, **options: Any) -> None:
-        super().__init__(*given, **options, own_norm=False)
+    def __init__(self, *given: Any, stride: int, elastic: float | None, **options: Any) -> None:
+        super().__init__(*given, **options, own_norm=False, takes_weights=elastic is None)
         self.stride, self.elastic = stride, elastic
         self._is_last = False  # nothing leaves during backward
         self._targets = 0
@@ -38,9 +38,10 @@ class Averaging(Worker):
         self._take_back()
         self.settle()
         result = self._local_step(microbatches, step)
-        self._agreed = not self.elastic and (step + 1) % self.stride == 0
+        self._agreed = self.elastic is None and (step + 1) % self.stride == 0
         if (step + 1) % self.stride == 0:
-            result = replace(result, meet=self._exchange(step))
+            stops = self._exchange(step) if self.elastic is None else self._meet_centre(step, self.elastic)
+            result = replace(result, meet=stops)
         self.done = step + 1
         self.spent.steps += 1
         return result
@@ -58,18 +59,26 @@ class Averaging(Worker):
         return replace(result, loss=result.loss.double() * factor / self.num_workers)
 
     def _exchange(self, step: int) -> bool:
-        """Sends the parameters and takes what comes back; whether all workers stop here."""
+        """Sends what the weights' vectors hold, and hears of it; whether all workers stop here."""
         self._up.begin(Op.STEP, step=step, bases=self.versions)
-        before = self._copies() if self.elastic else []
         for number in range(len(self.layout.buckets)):
             self._send_whole(number, self._weights)
         push = self._up.finish(0.0, self._targets, 1.0, 0.0, touched=self._touched)
-        stops = self._hear_result(push).meet
         self._targets = 0
-        if self.elastic:
-            self.settle()  # what came is how far to move
-            for vector, own in zip(self._weights.vectors, before, strict=True):
-                torch.sub(own, vector, out=vector)
+        return self._hear_result(push).meet
+
+    def _meet_centre(self, step: int, share: float) -> bool:
+        """Moves towards the centre, and has it move as far; whether all workers stop here.
+
+        The way is this worker's to compute: a server that took over can be told it again, and adds it once.
+        """
+        own = self._copies()
+        self.fetch()
+        for vector, mine in zip(self._weights.vectors, own, strict=True):
+            torch.sub(mine, vector, out=vector).mul_(share)
+        stops = self._exchange(step)
+        for vector, mine in zip(self._weights.vectors, own, strict=True):
+            torch.sub(mine, vector, out=vector)
         return stops
 
     def eval_step(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -82,7 +91,7 @@ class Averaging(Worker):
         if self._agreed or self._own is not None:
             return
         self._own = self._copies()
-        if self.elastic:
+        if self.elastic is not None:
             self.fetch()
             return
         for vector in self._weights.vectors:

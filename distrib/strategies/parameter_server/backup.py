@@ -49,19 +49,19 @@ class Backup:
 
     def _follow(self, message: Message) -> None:
         """Acknowledges what was told whole, then does the same. What breaks off has not happened."""
-        if message.op == Note.STATE:
-            self._acknowledge(message)
-        elif message.op == Note.UPDATE:
+        if message.op == Note.UPDATE:
             self._update(message)
-        else:
+        elif message.op == Note.WHOLE:
             self._replace(message)
+        else:
+            self._acknowledge(message)
 
     def _update(self, message: Message) -> None:
         norm, lr = message.numbers[:2]
-        gradient = self._session.receive(torch.empty_like(self._part.vector))
+        vector = self._session.receive(torch.empty_like(self._part.vector))
         self._acknowledge(self._session.hear())
         touched = self._part.pieces.keys() if message.text is None else message.text
-        self._part.update(gradient, touched=frozenset(touched), norm=norm, lr=lr)
+        self._server.update.repeat(vector, touched=frozenset(touched), norm=norm, lr=lr)
 
     def _replace(self, message: Message) -> None:
         vector = self._session.receive(torch.empty_like(self._part.vector))
@@ -80,9 +80,14 @@ class Backup:
         self._part.finish_loading()
 
     def _acknowledge(self, message: Message) -> None:
+        totals = {}
+        while message.op == Note.TOTAL:
+            step, count, length = map(int, message.numbers[:3])
+            totals[step, count] = self._session.receive(torch.empty(length, dtype=torch.float64))
+            message = self._session.hear()
         if message.op != Note.STATE:
             raise PeerLostError(f"lost {self._session.peer}: it ended in the middle of an update")
-        self._hall.restore(message.text)
+        self._hall.restore(message.text, totals=totals)
         with suppress(LaunchError):  # it is lost, and what it told whole holds all the same
             self._session.tell(Note.STATE)
 

@@ -98,7 +98,7 @@ def _kind(options: ParameterServer, job: Job, *, num_workers: int) -> Callable[.
     if job.num_microbatches < num_workers:
         remedy = f"leaves some of {num_workers} workers nothing to train on; lower train.microbatch_size"
         raise ConfigError("strategy.mode", options.mode, f"{job.num_microbatches} microbatches: {remedy}")
-    return partial(Averaging, stride=options.average_every, elastic=options.elastic is not None)
+    return partial(Averaging, stride=options.average_every, elastic=options.elastic)
 
 
 def server(options: ParameterServer, job: Job, world: World) -> Server | Backup:
@@ -191,7 +191,7 @@ def _update(options: ParameterServer, part: Part, hall: Hall, ledger: Ledger, ag
         return Summed(part, hall, ledger, agreement=agreement, shares=shares)
     if options.elastic is None:
         return Mean(part, hall, ledger, agreement=agreement)
-    return Centre(part, hall, ledger, share=options.elastic)
+    return Centre(part, hall, ledger)
 
 
 def _agreement(options: ParameterServer, world: World, hall: Hall, ledger: Ledger, *, part: int) -> Agreement:

@@ -49,12 +49,13 @@ class Desk:
         push = self._take_push(message)
         with self._hall.changed:
             self._hall.wait_while_telling(self._session, lambda: self._may_go_on(push))
-            weights = self._weights_for(push)
+            weights = self._weights_for(push) if self._hall.rules.sends_weights else None
             redone = self._hall.redone if push.redo else 0
             numbers = (self._hall.version or 0, *self._result_of(push), self._hall.stop_at, redone)
             decisions = self._hall.decisions_after(push.step - 1 if push.redo else push.step)
         self._session.tell(Op.STEP, *numbers, text=decisions or None)
-        self._send_buckets(weights)
+        if weights is not None:
+            self._send_buckets(weights)
 
     def _may_go_on(self, push: Push) -> bool:
         return push.redo or self._hall.rules.may_go_on(push, version=self._hall.version or 0)
@@ -95,8 +96,6 @@ class Desk:
 
     def _weights_for(self, push: Push) -> Tensor:
         """What answers a push: a copy, because the next update may be made while it is on its way."""
-        if push.answer is not None:
-            return push.answer
         self._spare = push.vector if push.applied or push.redo else None
         return self._part.vector.clone() if self._spare is None else self._spare.copy_(self._part.vector)
 

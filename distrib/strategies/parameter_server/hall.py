@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,8 @@ from distrib.strategies.parameter_server.sharing import Decision, Sharing
 class Result:
     """What the latest update was made of; the number of the step is the version."""
 
-    norm: float = 0.0
+    norm: float = math.nan
+    """Of a gradient; where the update is of none, or before the first one, there is no norm."""
     loss: float = 0.0
     updated: bool = True
 
@@ -44,6 +46,10 @@ class Agreed:
     def at(self) -> tuple[int, int]:
         """Grows from one time that the servers agree to the next."""
         return self.step, self.redone
+
+
+Meet = tuple[int, int]
+"""Which meeting it is: the steps done before it, and its number since then."""
 
 
 @dataclass(kw_only=True)
@@ -91,7 +97,7 @@ class Hall:
         self.agreed = Agreed()
         """On the step of the last update, or on that of the next."""
         self.failure: BaseException | None = None
-        self._meetings: dict[tuple[int, int], Meeting] = {}
+        self._meetings: dict[Meet, Meeting] = {}
         self._tallies: dict[int, Tensor] = {}
         self.stop_at = 0
 
@@ -124,7 +130,7 @@ class Hall:
             push.applied = True
             return
         if self.version is None:
-            self.version = self._first = push.step if self.rules.collective else 0
+            self.version = self._first = push.step
         push.base = max(push.base, self._first)
         seat.clock = max(seat.clock, push.step + 1)
         is_over = self.rules.collective and push.step < self.version
@@ -236,7 +242,7 @@ class Hall:
             return False
         return step is None or not self.rules.collective or self.version >= step
 
-    def meet(self, rank: int, key: tuple[int, int], vector: Tensor, *, session: Session) -> Tensor:
+    def meet(self, rank: int, key: Meet, vector: Tensor, *, session: Session) -> Tensor:
         """The sum of all workers' vectors; waits for every worker that was there before step ``key[0]``."""
         with self.told():
             meeting = self._meetings.setdefault(key, Meeting())
@@ -250,9 +256,13 @@ class Hall:
                 self._forget_meetings(but=key)
             return meeting.total
 
-    def _forget_meetings(self, *, but: tuple[int, int]) -> None:
-        """Totals of this meeting and the one before are kept: a server that takes over may be asked again."""
-        over = [key for key, meeting in self._meetings.items() if meeting.total is not None and key != but]
+    @property
+    def totals(self) -> dict[Meet, Tensor]:
+        """Of this meeting and the one before: a server that takes over may be asked again."""
+        return {key: meeting.total for key, meeting in self._meetings.items() if meeting.total is not None}
+
+    def _forget_meetings(self, *, but: Meet) -> None:
+        over = [key for key in self.totals if key != but]
         for key in over[:-1]:
             del self._meetings[key]
 
@@ -269,7 +279,10 @@ class Hall:
             return sum_of(self._tallies)
 
     def state(self) -> dict[str, Any]:
-        """What a server that takes over must know of this one, as JSON; with the state held."""
+        """What a server that takes over must know of this one beside the `totals`, as JSON.
+
+        With the state held.
+        """
         return {
             "version": self.version,
             "first": self._first,
@@ -279,17 +292,13 @@ class Hall:
             "seats": [asdict(seat) for seat in self.seats.values()],
             "lost": list(self.lost.items()),
             "tallies": [[rank, vector.tolist()] for rank, vector in self._tallies.items()],
-            "meetings": [
-                [key, meeting.total.tolist()]
-                for key, meeting in self._meetings.items()
-                if meeting.total is not None
-            ],
+            "meetings": list(self.totals),
             "stop_at": self.stop_at,
             "decisions": [] if self.sharing is None else self.sharing.decisions,
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes over another server's state."""
+    def restore(self, state: Mapping[str, Any], *, totals: Mapping[Meet, Tensor]) -> None:
+        """Takes over another server's state; ``totals``: those of the meetings that are new to this one."""
         self.version, self._first, self.stop_at = state["version"], state["first"], state["stop_at"]
         self.redone = state["redone"]
         senders = [(rank, life) for rank, life in state["agreed"]["senders"]]
@@ -299,9 +308,10 @@ class Hall:
         )
         self.seats = {values["rank"]: Seat(**values) for values in state["seats"]}
         self.lost = dict(state["lost"])
-        self._tallies = {rank: as_vector(values) for rank, values in state["tallies"]}
+        self._tallies = {rank: torch.tensor(values, dtype=torch.float64) for rank, values in state["tallies"]}
+        known = {**self.totals, **totals}
         self._meetings = {
-            (step, count): Meeting(total=as_vector(values)) for (step, count), values in state["meetings"]
+            (step, count): Meeting(total=known[step, count]) for step, count in state["meetings"]
         }
         if self.sharing is not None:
             self.sharing.decisions = [(first, speeds) for first, speeds in state["decisions"]]
@@ -313,8 +323,3 @@ def sum_of(vectors: Mapping[int, Tensor]) -> Tensor:
     for _, vector in sorted(vectors.items()):
         total += vector
     return total
-
-
-def as_vector(values: list[float]) -> Tensor:
-    """As it was before it was told."""
-    return torch.tensor(values, dtype=torch.float64)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed import DistError
 
 from distrib.errors import LaunchError
-from distrib.strategies.parameter_server.hall import EndedError, Hall
+from distrib.strategies.parameter_server.hall import EndedError, Hall, Meet
 from distrib.strategies.parameter_server.part import Part
 from distrib.strategies.parameter_server.session import Note, Session, as_bytes
 from distrib.strategies.parameter_server.terms import NOBODY, Terms
@@ -35,6 +35,8 @@ class Ledger:
     def __init__(self, part: Part, hall: Hall, *, rank: int, terms: Terms | None) -> None:
         self._part, self._hall, self._rank, self._terms = part, hall, rank, terms
         self._session: Session | None = None
+        self._told: Collection[Meet] = ()
+        """The meetings whose totals the backup has."""
         self._turn = threading.Lock()
         self._ended = threading.Event()
 
@@ -46,7 +48,7 @@ class Ledger:
     def begin(self, session: Session, *, whole: bool) -> None:
         """Has a backup from now on; ``whole``: which must be told everything first."""
         with self._hall.changed:
-            self._session = session
+            self._session, self._told = session, ()
             if whole:
                 self.whole()
         threading.Thread(target=self._beat, args=(session,), name="beat", daemon=True).start()
@@ -62,16 +64,22 @@ class Ledger:
             self._tell(self._tell_whole)
 
     @contextmanager
-    def update(self, gradient: Tensor, *, touched: Collection[str], norm: float, lr: float) -> Iterator[None]:
+    def update(
+        self, vector: Tensor, *, touched: Collection[str] | None = None, norm: float = 0.0, lr: float = 0.0
+    ) -> Iterator[None]:
         """Makes an update known that is made meanwhile; with the hall's state held.
+
+        Args:
+            vector: what `Update.repeat` makes it of, a gradient in most modes.
+            touched: the parameters that have one; None: all.
 
         Where this raises, the update was not acknowledged, and nobody may hear of it.
         """
 
         def start(session: Session) -> None:
-            some = None if self._part.pieces.keys() <= set(touched) else sorted(touched)
-            session.tell(Note.UPDATE, norm, lr, text=some)
-            session.send(gradient.clone())  # clipping scales it in place
+            is_whole = touched is None or self._part.pieces.keys() <= set(touched)
+            session.tell(Note.UPDATE, norm, lr, text=None if is_whole else sorted(touched or ()))
+            session.send(vector.clone())  # clipping scales it in place
 
         self._tell(start)
         yield
@@ -117,8 +125,13 @@ class Ledger:
         print(f"notice: {lost}; rank {self._rank} goes on without a backup", file=sys.stderr, flush=True)
 
     def _tell_state(self, session: Session) -> None:
+        totals = self._hall.totals
+        for key in totals.keys() - self._told:
+            session.tell(Note.TOTAL, *key, totals[key].numel())
+            session.send(totals[key])
         session.tell(Note.STATE, text=self._hall.state())
         session.hear()
+        self._told = totals.keys()
 
     def _tell_whole(self, session: Session) -> None:
         slots = self._part.slots()

@@ -37,8 +37,6 @@ class Push:
     """Of the worker: how often it had been started again."""
     redone: int = 0
     """How often the worker knew that any step has been run again: which shares it went by."""
-    answer: Tensor | None = None
-    """What the worker is sent in place of the weights."""
     applied: bool = False
     redo: bool = False
     """It was dropped: the worker is to run the step again."""
@@ -76,6 +74,8 @@ class Rules(Protocol):
     """Steps between two pushes of a worker."""
     collective: bool
     """Whether an update takes one push of every worker."""
+    sends_weights: bool
+    """Whether a push is answered with the weights."""
 
     def due(self, pushes: Sequence[Push], seats: Mapping[int, Seat], *, version: int) -> list[Push]:
         """The pushes of the next update, by rank; empty: not yet."""
@@ -93,6 +93,7 @@ class Bounded:
     """
 
     collective = True
+    sends_weights = True
     stride = 1
 
     def __init__(self, *, staleness: int) -> None:
@@ -112,6 +113,7 @@ class Unbounded:
     """An update per push, at once; nobody waits for anybody."""
 
     collective = False
+    sends_weights = True
     stride = 1
 
     def due(self, pushes: Sequence[Push], seats: Mapping[int, Seat], *, version: int) -> list[Push]:
@@ -134,7 +136,9 @@ class Averaged(Bounded):
 
 
 class Elastic(Unbounded):
-    """An exchange with the centre whenever a worker has made ``stride`` steps."""
+    """A move of the centre whenever a worker has made ``stride`` steps; it has fetched the centre before."""
+
+    sends_weights = False
 
     def __init__(self, *, stride: int) -> None:
         self.stride = stride

@@ -52,7 +52,7 @@ class Server:
         self.packing = packing
         self.since = 0
         """The term in which this rank came to hold the part; 0: from the start."""
-        self._doors, self._make_update, self._agreement, self._partner = doors, update, agreement, partner
+        self._doors, self.update, self._agreement, self._partner = doors, update, agreement, partner
         self._names = [name for bucket in part.layout.buckets for name in bucket.starts]
         self._restarts = dict.fromkeys(range(hall.num_workers), 0)
         self._knocks, self._looked_at = 0, 0.0
@@ -159,7 +159,7 @@ class Server:
 
     def _update(self, pushes: list[Push]) -> None:
         began = time.perf_counter()
-        self._make_update(pushes)
+        self.update(pushes)
         with self.hall.changed:
             self.facts.busy += time.perf_counter() - began
 

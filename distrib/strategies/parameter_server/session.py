@@ -82,8 +82,10 @@ class Note(IntEnum):
 
     STATE = auto()
     """What it knows of its workers, as JSON; answered."""
+    TOTAL = auto()
+    """A meeting's total follows, and later the `STATE` that knows of it."""
     UPDATE = auto()
-    """The gradient of an update and then its `STATE` follow."""
+    """What an update is made of and then its `STATE` follow."""
     WHOLE = auto()
     """The weights, the optimizer's slots, and then the `STATE` follow."""
     END = auto()

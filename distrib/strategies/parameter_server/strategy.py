@@ -44,7 +44,7 @@ class ParameterServer(Strategy):
         num_servers: parts that the model is cut into, each served by a rank of its own.
         server_backups: 1: the last ``num_servers`` ranks are backups, in the servers' order. No update is
             known before the backup has it. When a server is lost its backup goes on, with every update; the
-            server, started again (``launcher.rejoins``), becomes the backup. Not for ``mode=average``.
+            server, started again (``launcher.rejoins``), becomes the backup.
         staleness, average_every: of ``mode=stale`` and of ``mode=average`` (H), in steps.
         damping: of ``mode=async``: divides the learning rate of a late gradient by how many times older
             its weights were than with equally fast workers (after Zhang et al. 2016, arXiv:1511.05950).

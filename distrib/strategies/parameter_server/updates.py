@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from distrib.errors import LaunchError
 from distrib.strategies.parameter_server.agreement import Agreement
@@ -29,6 +30,10 @@ class Update(ABC):
     @abstractmethod
     def __call__(self, pushes: list[Push]) -> None:
         """By pushes that are due."""
+
+    def repeat(self, told: Tensor, *, touched: Collection[str], norm: float, lr: float) -> None:
+        """On a backup: makes the update that the `Ledger` was told."""
+        self._part.update(told, touched=touched, norm=norm, lr=lr)
 
     def _count(self, pushes: list[Push], *, version: int) -> None:
         for push in pushes:
@@ -177,26 +182,23 @@ class Mean(Update):
                 self._part.vector.zero_()
             for push in used:
                 self._part.vector.add_(push.vector, alpha=push.targets / total)
-            self._count(pushes, version=pushes[0].step)
-            self._hall.finish(pushes, Result())
+            with self._ledger.update(self._part.vector):
+                self._count(pushes, version=pushes[0].step)
+                self._hall.finish(pushes, Result())
+
+    def repeat(self, told: Tensor, *, touched: Collection[str], norm: float, lr: float) -> None:
+        self._part.vector.copy_(told)
 
 
 class Centre(Update):
-    """A worker's parameters and the servers' centre, moved towards each other.
-
-    Args:
-        share: of their difference, by which each of the two moves.
-    """
-
-    def __init__(self, part: Part, hall: Hall, ledger: Ledger, *, share: float) -> None:
-        super().__init__(part, hall, ledger)
-        self._share = share
+    """The centre moved by what a worker has sent, which has moved by as much towards it."""
 
     def __call__(self, pushes: list[Push]) -> None:
         (push,) = pushes
-        with self._hall.told():
-            moved = (push.vector - self._part.vector) * self._share
-            self._part.vector += moved
-            push.answer = moved
+        with self._hall.told(), self._ledger.update(push.vector):
+            self._part.vector += push.vector
             self._count(pushes, version=self._hall.version or 0)
             self._hall.finish(pushes, Result())
+
+    def repeat(self, told: Tensor, *, touched: Collection[str], norm: float, lr: float) -> None:
+        self._part.vector += told

@@ -84,6 +84,3 @@ def _check_backups(strategy: ParameterServer) -> None:
     backups = strategy.server_backups
     if backups not in (0, 1):
         raise ConfigError("strategy.server_backups", backups, "0 or 1: every server has one, or none")
-    if backups and strategy.mode == "average":
-        remedy = "mode=average keeps no backups: its workers hold the weights; strategy.server_backups=0"
-        raise ConfigError("strategy.server_backups", backups, remedy)

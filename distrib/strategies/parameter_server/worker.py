@@ -44,6 +44,7 @@ class Worker:
         number: this worker's, of ``num_workers``.
         packing: how its gradients are sent; None: as they are.
         own_norm: the mode needs the norm of this worker's own gradient.
+        takes_weights: a push is answered with the weights.
         speeds: by which microbatches are shared out; None: in turn.
     """
 
@@ -59,6 +60,7 @@ class Worker:
         num_workers: int,
         packing: Packing | None,
         own_norm: bool,
+        takes_weights: bool = True,
         speeds: Speeds | None = None,
     ) -> None:
         self.job, self.replica, self.layout, self.links = job, replica, layout, links
@@ -70,6 +72,7 @@ class Worker:
         """Of the weights held, by server: each counts its own updates."""
         self.number, self.num_workers, self._own_norm, self._speeds = number, num_workers, own_norm, speeds
         self._weights, self._gradients = Vectors(layout, parameters), Vectors(layout, parameters)
+        self._takes_weights = takes_weights
         self._bucket_of = {name: n for n, bucket in enumerate(layout.buckets) for name in bucket.starts}
         self._missing: list[set[str]] = []
         self._touched: set[str] = set()
@@ -182,7 +185,7 @@ class Worker:
 
     def _hear_result(self, push: SentPush) -> StepResult:
         for server, link in enumerate(self.links):
-            repeat, expect = partial(self._repeat, push, server), partial(self._down.expect, server)
+            repeat, expect = partial(self._repeat, push, server), partial(self._expect, server)
             link.attempt(repeat if link.is_new else expect)
         with self.spent.on("waited"):
             heard = exchange_all(self.links, Session.hear, again=partial(self._repeat, push))
@@ -211,7 +214,11 @@ class Worker:
 
     def _repeat(self, push: SentPush, server: int, session: Session) -> None:
         self._up.repeat(push, server, session)
-        self._down.expect(server, session)
+        self._expect(server, session)
+
+    def _expect(self, server: int, session: Session) -> None:
+        if self._takes_weights:
+            self._down.expect(server, session)
 
     def settle(self) -> None:
         """Waits until all weights that were asked for are there."""
