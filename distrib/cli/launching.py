@@ -16,6 +16,7 @@ from distrib.targets import build
 if TYPE_CHECKING:
     from distrib.launchers.base import Launcher, LaunchPlan
     from distrib.launchers.forkserver import ForkServer
+    from distrib.models.base import Model
     from distrib.strategies.base import Strategy
 
 
@@ -83,11 +84,13 @@ def _plan(config: RunConfig, run_dir: Path, launcher: Launcher) -> LaunchPlan:
     from distrib.launchers.base import LaunchPlan
 
     strategy: Strategy = build(config.strategy, key="strategy", plugins=config.plugins)
+    model: Model = build(config.model, key="model", plugins=config.plugins)
     size = launcher.size
     return replace(
         LaunchPlan.of_worker(run_dir),
         start_timeout=config.timeouts.start,
         expendable=frozenset(rank for rank in range(size) if strategy.may_lose(rank, num_processes=size)),
+        imports=model.imports,
     )
 
 

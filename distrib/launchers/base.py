@@ -29,6 +29,8 @@ class LaunchPlan:
     """Where the ranks meet; 0: a free port, chosen at launch."""
     expendable: frozenset[int] = frozenset()
     """Ranks without which the job goes on: the strategy's word."""
+    imports: tuple[str, ...] = ()
+    """Modules that every rank imports: the model's word."""
 
     @classmethod
     def of_worker(cls, run_dir: Path) -> LaunchPlan:

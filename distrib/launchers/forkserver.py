@@ -1,12 +1,13 @@
-"""Starts ranks as forks of one process that has imported torch already.
+"""Starts ranks as forks of one process that has imported torch, and the model's libraries, already.
 
 Importing torch and what its first optimizer needs (torch._dynamo) takes 2.2 s of CPU in every rank.
 Here it is done once, beside the composing of the configuration. Measured on two cores, command to
 first step: 2.4 s -> 1.9 s for two ranks, 4.6 s -> 2.3 s for four (CPU 12 s -> 3 s).
 
 Forking is safe because the server stays single-threaded: imports start no thread when OpenMP and
-BLAS are told to use one. ``multiprocessing.forkserver`` was tried first: it takes no files or
-environment per process, skips ``atexit`` in them, and outlives its parent by most of a second.
+BLAS are told to use one, and after one that does nothing is forked any more.
+``multiprocessing.forkserver`` was tried first: it takes no files or environment per process, skips
+``atexit`` in them, and outlives its parent by most of a second.
 
 The protocol, over a socket pair: one JSON line asks, one JSON line answers, in turns.
 """
@@ -22,6 +23,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +40,7 @@ class ForkServer:
     """The server process, as its parent sees it. A context manager; Linux only (`available`)."""
 
     def __init__(self, *, preload: tuple[str, ...] = PRELOAD) -> None:
+        self._forks = True
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -52,9 +56,14 @@ class ForkServer:
         """Whether forking with torch imported is sound here (macOS's own libraries forbid it)."""
         return sys.platform == "linux"
 
+    def load(self, modules: Collection[str]) -> None:
+        """Imports more for the ranks to come. What cannot be imported is left to them, which say so."""
+        self._forks = self._ask({"load": list(modules)}, [])
+
     def start(self, command: Command, files: Files) -> Running:
-        """Forks a rank; one that is not ``python -m module`` is started as a fresh process."""
-        if command.argv[:2] != (sys.executable, "-m"):
+        """Forks a rank. What is not ``python -m module`` is a fresh process, as is all after an import that
+        has begun a thread."""
+        if not self._forks or command.argv[:2] != (sys.executable, "-m"):
             return popen(command, files)
         request = {
             "module": command.argv[2],
@@ -130,6 +139,9 @@ def serve(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Answers until the parent is gone; returns only in a forked rank, with what it was asked to be."""
     while True:
         request, fds = _receive(connection)
+        if "load" in request:
+            _send(connection, load(request["load"]), [])
+            continue
         if "poll" in request:
             pid, status = os.waitpid(request["poll"], os.WNOHANG)
             _send(connection, os.waitstatus_to_exitcode(status) if pid else None, [])
@@ -162,12 +174,19 @@ def become(request: dict[str, Any], fds: list[int]) -> None:
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
 
 
-def main(fd: int, preload: list[str]) -> None:
-    """The server process."""
-    for module in preload:
-        importlib.import_module(module)
+def load(modules: Sequence[str]) -> bool:
+    """Imports what is there; whether this process is single-threaded still."""
+    for module in modules:
+        with suppress(ImportError):
+            importlib.import_module(module)
     gc.collect()
     gc.freeze()  # nothing above is ever freed: forks need not touch, and so copy, its pages
+    return len(os.listdir("/proc/self/task")) == 1
+
+
+def main(fd: int, preload: list[str]) -> None:
+    """The server process."""
+    load(preload)
     try:
         request, fds = serve(socket.socket(fileno=fd))
     except (EOFError, ConnectionError):

@@ -70,6 +70,8 @@ class Local(Launcher):
         """As `Launcher.launch`. Raises `LaunchError` where the server died."""
         from distrib.launchers.restarts import with_restarts
 
+        if server is not None:
+            server.load(plan.imports)
         attempt = partial(self._attempt, server=server)
         return with_restarts(attempt, plan, max_restarts=self.max_restarts)
 

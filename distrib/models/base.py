@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +20,9 @@ class Model(ABC):
     Parameters that no loss of the task reaches are absent or frozen, so that every strategy finds
     a gradient on each parameter that asks for one.
     """
+
+    imports: ClassVar[tuple[str, ...]] = ()
+    """Modules that it takes long to import: where a launcher forks the ranks, it does so once for all."""
 
     @abstractmethod
     def tokenizer_fingerprint(self) -> str:

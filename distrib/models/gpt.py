@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from distrib.data.files import digest
 from distrib.models.base import Model
-from distrib.models.pretrained import quiet, write_config
+from distrib.models.pretrained import IMPORTS, quiet, write_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +27,8 @@ class GPT(Model):
     Its tokenizer is a byte-level BPE of ``vocab_size`` tokens trained on the training texts, so any
     text can be encoded and nothing is unknown.
     """
+
+    imports = IMPORTS
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from distrib.errors import ConfigError
 from distrib.models.base import Model
 from distrib.models.pretrained import (
+    IMPORTS,
     absent,
     in_turn,
     label_settings,
@@ -32,6 +33,8 @@ class HuggingFace(Model):
     ``path`` is a folder, a hub name, or ``package:<package>/<folder>`` for weights that an
     installed package holds. ``config`` overrides keys of the model's own configuration.
     """
+
+    imports = IMPORTS
 
     def __init__(
         self, *, path: str, pretrained: bool = True, config: Mapping[str, Any] | None = None

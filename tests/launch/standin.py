@@ -21,6 +21,11 @@ def fine() -> None:
     print(f"error of rank {RANK}", file=sys.stderr)
 
 
+def has_imported() -> None:
+    if RANK == 0:
+        print("colorsys" in sys.modules)
+
+
 def fails() -> None:
     if RANK == 1:
         raise ArithmeticError("the cause")

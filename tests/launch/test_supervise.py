@@ -160,6 +160,22 @@ def test_a_job_without_any_rank_left_has_failed(tmp_path: Path, monkeypatch: pyt
     assert re.search(r"rank [01] was killed by SIGKILL:\n", ended.err)
 
 
+@pytest.mark.parametrize(
+    ("imports", "is_there"),
+    [("no_such_module colorsys", True), ("colorsys threaded", False)],
+    ids=["forked", "fresh"],
+)
+def test_what_the_model_imports_is_there_when_a_rank_is_forked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imports: str, is_there: bool
+) -> None:
+    """What cannot be imported is left to the ranks; a process with a thread is never forked."""
+    monkeypatch.setenv("IMPORTS", imports)
+    with job(tmp_path, "standin", "has_imported", preload="fork") as started:
+        ended = started.end()
+    assert ended.code == 0, ended.err
+    assert ended.out == f"{is_there}\n"
+
+
 def test_a_dead_rank_is_started_again_to_join_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preload: str
 ) -> None:
