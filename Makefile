@@ -6,6 +6,8 @@ VENV   ?= .venv
 # Where to take torch from instead of pip's default index, e.g. PyTorch's own index of CPU builds.
 TORCH_INDEX ?=
 ARGS   ?=
+# Two processes, of which each takes the next file: while one starts ranks the other computes.
+BESIDE := -n 2 --dist loadfile
 
 BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -34,10 +36,10 @@ train: setup  ## Fine-tune MiniLM on BBC news on two processes
 	$(BIN)/distrib train experiment=news strategy=ddp launcher.num_processes=2 $(ARGS)
 
 test: lint  ## Lint, types and the test suite
-	$(BIN)/python -m pytest -m "not full and not cluster" $(ARGS)
+	$(BIN)/python -m pytest $(BESIDE) --no-loadscope-reorder -m "not full and not cluster" $(ARGS)
 
 quick: setup-all  ## The tests that take under a second, and a short run of each strategy
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not full and not cluster" $(ARGS)
+	$(BIN)/python -m pytest $(BESIDE) -m "not slow and not full and not cluster" $(ARGS)
 
 cluster-test: setup-all  ## The tests on real SLURM, sshd and Open MPI, on hosts made of network namespaces; needs root
 	@for program in sshd mpirun slurmctld slurmd munged ip nsenter; do command -v $$program >/dev/null || \

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-LIMIT_SECONDS = 100.0
+LIMIT_SECONDS = 200.0
 TINY = ("experiment=tiny", "train.steps=8", "train.eval_every=8")
 """What the fixture `one_process` ran."""
 
