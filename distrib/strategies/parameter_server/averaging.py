@@ -40,7 +40,9 @@ class Averaging(Worker):
         result = self._local_step(microbatches, step)
         self._agreed = self.elastic is None and (step + 1) % self.stride == 0
         if (step + 1) % self.stride == 0:
-            stops = self._exchange(step) if self.elastic is None else self._meet_centre(step, self.elastic)
+            stops = (
+                self._exchange(step) if self.elastic is None else self._approach_centre(step, self.elastic)
+            )
             result = replace(result, meet=stops)
         self.done = step + 1
         self.spent.steps += 1
@@ -67,7 +69,7 @@ class Averaging(Worker):
         self._targets = 0
         return self._hear_result(push).meet
 
-    def _meet_centre(self, step: int, share: float) -> bool:
+    def _approach_centre(self, step: int, share: float) -> bool:
         """Moves towards the centre, and has it move as far; whether all workers stop here.
 
         The way is this worker's to compute: a server that took over can be told it again, and adds it once.
