@@ -25,7 +25,7 @@ class Averaging(Worker):
     """
 
     def __init__(self, *given: Any, stride: int, elastic: float | None, **options: Any) -> None:
-        super().__init__(*given, **options, own_norm=False, takes_weights=elastic is None)
+        super().__init__(*given, **options, own_norm=False)
         self.stride, self.elastic = stride, elastic
         self._is_last = False  # nothing leaves during backward
         self._targets = 0

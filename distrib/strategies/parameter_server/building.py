@@ -66,6 +66,7 @@ def worker(options: ParameterServer, job: Job, world: World) -> Worker:
         number=world.rank,
         num_workers=num_workers,
         packing=_packing(options),
+        takes_weights=_rules(options).sends_weights,
         speeds=_speeds(options, job, num_workers=num_workers),
     )
     built.wait_in_forward(users)

@@ -77,8 +77,9 @@ class Ledger:
         """
 
         def start(session: Session) -> None:
-            is_whole = touched is None or self._part.pieces.keys() <= set(touched)
-            session.tell(Note.UPDATE, norm, lr, text=None if is_whole else sorted(touched or ()))
+            names = self._part.pieces.keys()
+            some = None if touched is None or names <= set(touched) else sorted(touched)
+            session.tell(Note.UPDATE, norm, lr, text=some)
             session.send(vector.clone())  # clipping scales it in place
 
         self._tell(start)

@@ -60,7 +60,7 @@ class Worker:
         num_workers: int,
         packing: Packing | None,
         own_norm: bool,
-        takes_weights: bool = True,
+        takes_weights: bool,
         speeds: Speeds | None = None,
     ) -> None:
         self.job, self.replica, self.layout, self.links = job, replica, layout, links
