@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distrib.cli.groups import add_config_dir
 from distrib.errors import ConfigError, DistribError, LaunchError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", metavar="key=value", help="launcher, run_dir, timeouts.start and plugins"
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the findings there too")
-    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="more launchers")
+    add_config_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,17 @@ def config_dir() -> Path:
         if (folder / "config.yaml").is_file():
             return folder
     raise ConfigError("conf", package / "conf", "the configs are not there; install distrib again")
+
+
+def add_config_dir(parser: argparse.ArgumentParser) -> None:
+    """The option by which a command is told of configs beside the packaged ones."""
+    parser.add_argument(
+        "--config-dir",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder with more options for the groups; may be given several times",
+    )
 
 
 def search_path(config_dirs: Sequence[str]) -> list[Path]:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distrib.cli.groups import add_config_dir
+
 if TYPE_CHECKING:
     from distrib.config import RunConfig
     from distrib.launchers.forkserver import ForkServer
@@ -44,13 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="train once per combination of the values given as a,b,c or range(1,4); ends with a table",
     )
-    parser.add_argument(
-        "--config-dir",
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="a folder with more options for the groups; may be given several times",
-    )
+    add_config_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distrib.cli.groups import add_config_dir
+
 if TYPE_CHECKING:
     from distrib.config import RunConfig
     from distrib.launchers.forkserver import ForkServer
@@ -46,13 +48,7 @@ exit code: 0 where all are the same, 1 where a bound is broken or a run failed, 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Settings as words."""
     parser.add_argument("overrides", nargs="+", metavar="key=value", help="as for `distrib train`, and below")
-    parser.add_argument(
-        "--config-dir",
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="a folder with more options for the groups; may be given several times",
-    )
+    add_config_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:
