@@ -45,4 +45,5 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def footnote(result: dict[str, Any]) -> str:
     hardware, versions = result["hardware"], result["versions"]
     named = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "distrib")
-    return f"{result['repeats']} rounds; {hardware['processor']}, {hardware['cores']} cores; {named}.\n"
+    rounds = "1 round" if result["repeats"] == 1 else f"{result['repeats']} rounds"
+    return f"{rounds}; {hardware['processor']}, {hardware['cores']} cores; {named}.\n"

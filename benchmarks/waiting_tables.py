@@ -12,6 +12,7 @@ from benchmarks.markdown import footnote, load, results, spread, table
 from distrib.parallel.balance import share_out
 
 TRAINED = {"minilm": "MiniLM fine-tuned", "tiny_bert": "two small layers from scratch"}
+OCCASIONS = {"busy": "while four to sixteen other processes wanted the two cores"}
 KILLED = {"lm": "a small language model", "tiny": "news articles, learnt by heart"}
 WITHIN = 0.01
 """How far behind a synchronous run's accuracy a late one may be before it is named."""
@@ -89,9 +90,10 @@ def _percent(summary: Mapping[str, float]) -> str:
 def late() -> Iterator[str]:
     """The parameter server's modes after equally many examples, and which of them end up worse than sync."""
     for path in sorted(RESULTS.glob("convergence-*.json")):
-        result, model = load(path), TRAINED[path.stem.split("-")[1]]
+        result, (_, model, *occasion) = load(path), path.stem.split("-")
         settings = result["settings"]
-        which = f"{model}, {_listed(settings['seeds'])}"
+        circumstances = [OCCASIONS[word] for word in occasion if word in OCCASIONS]
+        which = ", ".join([TRAINED[model], _listed(settings["seeds"]), *circumstances])
         yield f"## Accuracy of the parameter server's modes after the same number of examples: {which}\n"
         yield (
             f"BBC news, {settings['steps']} steps, half of the articles held out; *behind sync* is the mean "
