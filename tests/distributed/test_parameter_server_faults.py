@@ -45,6 +45,14 @@ def finished(outcome: Outcome, rank: int) -> bool:
     return bool(events(outcome, rank, "done"))
 
 
+def last_words(outcome: Outcome) -> str:
+    """Of every rank, the last thing it noted and all it printed; and who was killed."""
+    lines = [f"faults: {outcome['faults']}"]
+    for rank, (noted, log) in enumerate(zip(outcome["ranks"], outcome["logs"], strict=True)):
+        lines.append(f"rank {rank}: {noted[-1:]}\n{log}")
+    return "\n".join(lines)
+
+
 PLANS = {
     "sync ends": JobPlan(size=3, options={}, proof={"steps": 6}, faults=[Fault(rank=1, step=3)]),
     "sync goes on": JobPlan(
@@ -278,14 +286,14 @@ def assert_bounded(plan: JobPlan, outcome: Outcome) -> int:
     """Whoever began step t had weights with all updates before step t - staleness, and every living worker
     had done that many steps; returns how many steps a worker had done more than another, at most."""
     staleness, workers = plan.options["staleness"], range(plan.num_workers)
-    assert outcome["in_time"]
+    assert outcome["in_time"], last_words(outcome)
     died = {fault["rank"]: fault["at"] for fault in outcome["faults"]}
     begun = {
         rank: {event["step"]: event["at"] for event in events(outcome, rank, "begin")} for rank in workers
     }
     lead = 0
     for rank in workers:
-        assert rank in died or finished(outcome, rank), outcome["ranks"][rank][-1]
+        assert rank in died or finished(outcome, rank), last_words(outcome)
         for event in events(outcome, rank, "begin"):
             assert event["version"] >= event["step"] - staleness
             for other in workers:
