@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 from forked import Fault, JobPlan
-from test_parameter_server_faults import Outcome, assert_bounded, events, finished, replay, run_jobs
+from test_parameter_server_faults import (
+    Outcome,
+    assert_bounded,
+    events,
+    finished,
+    last_words,
+    replay,
+    run_jobs,
+)
 
 from distrib.strategies.single import Single
 from distrib.testing.proof import Proof, global_batch, job_for, saved_weights
@@ -94,11 +102,6 @@ def alone() -> tuple[list[float], list[float]]:
     return losses, [x for _, tensor in sorted(weights.items()) for x in tensor.view(-1).tolist()]
 
 
-def where(outcome: Outcome) -> list[str]:
-    """Where each rank stood at the end."""
-    return [f"{lines[-1:]} {log}" for lines, log in zip(outcome["ranks"], outcome["logs"], strict=True)]
-
-
 @pytest.mark.parametrize("name", ["server killed", "both in turn", "two parts, both servers killed"])
 def test_the_run_is_the_unbroken_one(
     outcomes: dict[str, Outcome], alone: tuple[list[float], list[float]], name: str
@@ -125,8 +128,8 @@ def test_so_it_is_with_other_faults(
 def assert_unbroken(outcome: Outcome, alone: tuple[list[float], list[float]]) -> None:
     """The losses and final weights of one process."""
     losses, weights = alone
-    assert outcome["in_time"], where(outcome)
-    assert finished(outcome, 0), where(outcome)
+    assert outcome["in_time"], last_words(outcome)
+    assert finished(outcome, 0), last_words(outcome)
     assert [event["loss"] for event in events(outcome, 0, "end")] == pytest.approx(losses, abs=1e-9)
     assert events(outcome, 0, "done")[0]["weights"] == pytest.approx(weights, abs=1e-9)
 
@@ -158,7 +161,7 @@ def test_a_stopped_server_serves_nobody_when_it_wakes_up(more_outcomes: dict[str
 def test_workers_do_not_wait_for_a_backup_that_is_lost_too(more_outcomes: dict[str, Outcome]) -> None:
     """They end by themselves, and name the server."""
     outcome = more_outcomes["both at once"]
-    assert outcome["in_time"]
+    assert outcome["in_time"], last_words(outcome)
     struck = outcome["faults"][-1]["at"]
     ends = [events(outcome, rank, "failed")[0] for rank in (0, 1)]
     assert all("lost server rank" in end["text"] for end in ends)
@@ -181,7 +184,7 @@ def test_a_push_sent_again_is_the_one_that_was_sent(more_outcomes: dict[str, Out
 def assert_equal(killed: Outcome, unbroken: Outcome) -> None:
     """The losses and final weights of the unbroken run."""
     assert finished(unbroken, 0)
-    assert finished(killed, 0), where(killed)
+    assert finished(killed, 0), last_words(killed)
     assert_said(killed)
     losses = [[event["loss"] for event in events(outcome, 0, "end")] for outcome in (unbroken, killed)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-9)
@@ -224,9 +227,9 @@ def updates_of(options: dict[str, Any]) -> int:
 def assert_nothing_lost(made: JobPlan, outcome: Outcome, losses: list[float]) -> None:
     """Every push made its one update; where that is the one process's run, so are the losses."""
     mode = made.options.get("mode", "sync")
-    assert outcome["in_time"], where(outcome)
+    assert outcome["in_time"], last_words(outcome)
     for rank in range(2):
-        assert finished(outcome, rank), outcome["ranks"][rank][-1]
+        assert finished(outcome, rank), last_words(outcome)
     updates = [event["updates"] for rank in range(2, made.size) for event in events(outcome, rank, "done")]
     assert len(updates) >= made.options["num_servers"]
     assert set(updates) == {updates_of(made.options)}
@@ -281,8 +284,8 @@ def test_workers_and_servers_killed_by_turns() -> None:
     outcomes = run_jobs(plans, limit=850)
     assert sum(len(events(outcome, 3, "redone")) for outcome in outcomes) > len(plans)
     for made, outcome in zip(plans, outcomes, strict=True):
-        assert outcome["in_time"], where(outcome)
-        assert finished(outcome, 0), where(outcome)
+        assert outcome["in_time"], last_words(outcome)
+        assert finished(outcome, 0), last_words(outcome)
         assert len(outcome["faults"]) >= len(made.faults) - 3
         assert [event["loss"] for event in events(outcome, 0, "end")] == pytest.approx(losses, abs=1e-9)
 
@@ -305,13 +308,13 @@ CUT = {
 def test_who_was_cut_off_writes_nothing_more(alone: tuple[list[float], list[float]]) -> None:
     """A server's backup goes on, a worker is given up, within the time limit; healed, neither has a part."""
     server, worker = run_jobs(list(CUT.values()), limit=280)
-    assert finished(server, 0), where(server)
+    assert finished(server, 0), last_words(server)
     assert [event["loss"] for event in events(server, 0, "end")] == pytest.approx(alone[0], abs=1e-9)
-    assert events(server, SERVER, "failed"), where(server)
+    assert events(server, SERVER, "failed"), last_words(server)
     assert events(server, BACKUP, "done")[0]["updates"] == STEPS
 
-    assert finished(worker, 0), where(worker)
-    assert events(worker, 1, "failed"), where(worker)
+    assert finished(worker, 0), last_words(worker)
+    assert events(worker, 1, "failed"), last_words(worker)
     assert "worker rank 1 has been silent for 2 s" in worker["logs"][SERVER]
     made = events(worker, SERVER, "done")[0]["updates"] - STEPS  # of the pushes of the one cut off
     assert len(events(worker, 1, "end")) <= made <= len(events(worker, 1, "end")) + 1

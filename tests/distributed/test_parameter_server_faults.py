@@ -110,7 +110,7 @@ def outcomes() -> dict[str, Outcome]:
 def test_sync_ends_at_once_when_a_worker_is_killed(outcomes: dict[str, Outcome]) -> None:
     """Without ``min_workers`` the server names the lost worker, and the others end with it."""
     outcome = outcomes["sync ends"]
-    assert outcome["in_time"]
+    assert outcome["in_time"], last_words(outcome)
     (server,) = events(outcome, 2, "failed")
     assert server["kind"] == "PeerLostError"
     assert server["text"].startswith("lost worker rank 1:")
@@ -120,7 +120,7 @@ def test_sync_ends_at_once_when_a_worker_is_killed(outcomes: dict[str, Outcome])
 def test_sync_goes_on_with_the_right_divisor(outcomes: dict[str, Outcome]) -> None:
     """From the lost step on, the trajectory is that of one process that has only the other shard's data."""
     outcome, plan = outcomes["sync goes on"], PLANS["sync goes on"]
-    assert outcome["in_time"]
+    assert outcome["in_time"], last_words(outcome)
     ours = [event["loss"] for event in events(outcome, 0, "end")]
     assert ours == pytest.approx(alone(Proof(strategy={}, **plan.proof), without_shard=1, since=3), abs=1e-9)
 
@@ -129,7 +129,7 @@ def test_the_others_run_a_lost_workers_microbatches(outcomes: dict[str, Outcome]
     """From the step on in which it is lost, which is run again; it has a share again later, and every loss
     is one process's."""
     outcome, plan = outcomes["shared out anew"], PLANS["shared out anew"]
-    assert outcome["in_time"]
+    assert outcome["in_time"], last_words(outcome)
     proof = Proof(strategy={}, **plan.proof)
     theirs = replay(proof, [range(5)] * proof.steps)
     assert [event["loss"] for event in events(outcome, 0, "end")] == pytest.approx(theirs, abs=1e-9)
@@ -198,7 +198,7 @@ def test_a_run_of_many_kills_is_that_of_the_examples_it_used(seeds: Sequence[int
     """Every loss to 1e-9 one process's that has the same microbatches; balanced, it has all of them."""
     plans = [kills(seed, steps=steps) for seed in seeds]
     for plan, outcome in zip(plans, run_jobs(plans, limit=880), strict=True):
-        assert outcome["in_time"]
+        assert outcome["in_time"], last_words(outcome)
         assert len(outcome["faults"]) >= steps / 40, "hardly anybody was killed"
         proof = Proof(strategy={}, **plan.proof)
         owned = {
@@ -241,9 +241,9 @@ def test_a_killed_server_is_noticed(outcomes: dict[str, Outcome]) -> None:
 def test_a_worker_comes_back(outcomes: dict[str, Outcome], name: str) -> None:
     """It begins where the job stands, is counted again, and all end together, everything evaluated."""
     outcome = outcomes[name]
-    assert outcome["in_time"]
-    assert finished(outcome, 0), outcome["ranks"][0][-1]
-    assert finished(outcome, 1), outcome["ranks"][1][-1]
+    assert outcome["in_time"], last_words(outcome)
+    assert finished(outcome, 0), last_words(outcome)
+    assert finished(outcome, 1), last_words(outcome)
     first, joined = (event["step"] for event in events(outcome, 1, "first"))
     assert first == 0
     assert 3 <= joined <= 10
@@ -257,7 +257,7 @@ def test_a_worker_comes_back(outcomes: dict[str, Outcome], name: str) -> None:
 def test_a_stopped_worker_is_given_up_by_name(outcomes: dict[str, Outcome]) -> None:
     """After the time limit the others go on; when it wakes up it is let in nowhere."""
     outcome = outcomes["stale stopped"]
-    assert outcome["in_time"]
+    assert outcome["in_time"], last_words(outcome)
     assert finished(outcome, 0)
     assert "worker rank 1 has been silent for 3 s" in outcome["logs"][2]
     (failed,) = events(outcome, 1, "failed")
