@@ -14,6 +14,7 @@ from distrib.parallel.balance import share_out
 TRAINED = {
     "minilm": "MiniLM fine-tuned",
     "minilm-more": "MiniLM fine-tuned",
+    "minilm-again": "MiniLM fine-tuned once more",
     "minilm-busy": "MiniLM fine-tuned while four to sixteen other processes wanted the two cores",
     "tiny_bert": "two small layers from scratch",
 }
